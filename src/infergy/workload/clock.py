@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
-from infergy.workload.formats import UNITS_S
+from infergy.workload.formats import UNITS_S, spellings
 
 if TYPE_CHECKING:
     from infergy.workload.table import Table
@@ -28,46 +28,10 @@ _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_
 _SECONDS = ("s", "ms", "us", "ns")
 SERIAL_EPOCH_S, _MOST_DAYS = 25_569 * 86_400, 92
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
+_MIDDLE_LOG = math.log(math.prod(_USUAL_PER_S)) / 2
 _FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
 """Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
 _PEEKED_ROWS, _PEEKED_RECORDS = 1000, 200
-_ZONES = {
-    "UTC": "+00:00",
-    "GMT": "+00:00",
-    "EST": "-05:00",
-    "EDT": "-04:00",
-    "CDT": "-05:00",
-    "MST": "-07:00",
-    "MDT": "-06:00",
-    "PST": "-08:00",
-    "PDT": "-07:00",
-    "CET": "+01:00",
-    "CEST": "+02:00",
-    "JST": "+09:00",
-}
-"""Names of zones of one meaning; CST, BST, IST have several."""
-_SPELLINGS = (
-    (r"^\[([^\[\]]*)\]$", "$1"),
-    (r"\s*(?:\[[\w/+-]+\]|\([^()]*\))$", ""),
-    (r"^(?i:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+", ""),
-    (r"([+-]\d\d:?\d\d) [A-Z]{3,4}$", "$1"),
-    (r"(?:UTC|GMT)([+-]\d)", "$1"),
-    *((rf"(:\d\d\S*?)\s+{name}\b", f"${{1}}{offset}") for name, offset in _ZONES.items()),
-    (r"\s+@\s+", " "),
-    (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
-    (r"\s+([+-]\d\d:?\d\d)$", "$1"),
-    (r"^([A-Za-z]{3,9})\.?\s+(\d\d?)\s+(\d\d?:[\d:.]+)\s*([+-][\d:]+)?\s+(\d{4})$", "$2 $1 $5 $3$4"),
-    (r"^([A-Za-z]{3,9})\.?\s+(\d\d?)(?:st|nd|rd|th)?,?\s+(\d{4})(?:,|\s+at)?\s+", "$2 $1 $3 "),
-    (r"^(\d\d?)[-/ ]([A-Za-z]{3,9})[-/, ]+(\d{4})[:, ]+", "$1 $2 $3 "),
-    (r"^(\d\d?)\.(\d\d?)\.(\d{4})", "$3-$2-$1"),
-    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", "$1-$2-$3 $4:$5:$6"),
-    (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "$1-$2-$3"),
-    (r"^(\d[-/.\d]*)(?:[Tt]|,?\s+)", "$1 "),
-    (r"^([-/.\d]+ \d\d?:\d\d(?::\d\d)?),(\d)", "$1.$2"),
-    (r"^([^:]* \d\d?:\d\d)([^:\d]|$)", "$1:00$2"),
-    (r"^([-/.\d]+)$", "$1 00:00:00"),
-)
-"""Spellings of dates and times, and the same in ISO 8601 or as 9 March 2025; one after the other."""
 _DATES, _TIMES = ("%Y-%m-%d", "%d %B %Y"), ("%H:%M:%S%.f", "%H:%M:%S%.f%#z", "%I:%M:%S%.f %p")
 _UNIT_IN_NAME = re.compile(
     r"(?i:(?:^|[_.\s(\[-])([mun\u00b5\u03bc]?)s(?:ecs?|econds?)?[)\]]?$|(m)illi\w*$|(u)icro\w*$|(n)ano\w*$)|[a-z]([MUN])s$"
@@ -111,40 +75,43 @@ def find_unit(
         declared_s: Seconds of the unit of the format; None if there is no format.
         varies: Whether there are logs of the format in other units.
     """
-    unit = _unit_of_date(low)
-    if unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S:
-        return None if UNITS_S[unit] == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
-    named = None if declared_s is not None else _unit_in(column)
-    if named is not None:
-        return None if named == "s" else TimeUnit(column=column, unit=named, basis=NAME)
-    if declared_s is None and _are_serial_days(low, high, requests):
-        return TimeUnit(column=column, unit="d", basis=DATES)
-    return _unit_by_rate(column, high - low, requests, declared_s, varies=varies)
+
+    dates = _unit_of_dates(low, high)
+    if dates is not None:
+        return None if UNITS_S[dates] == (declared_s or 1.0) else TimeUnit(column=column, unit=dates, basis=DATES)
+    rate_per_s = (requests - 1) / (high - low) if high > low and requests >= _FEWEST_REQUESTS else 0.0
+    likely = _likeliest_unit(rate_per_s)
+    if declared_s is not None:
+        basis = likely and _basis_of_format(rate_per_s / declared_s, requests, varies=varies)
+        declared = next((unit for unit, size in UNITS_S.items() if size == declared_s), "s")
+        return TimeUnit(column=column, unit=likely if basis == RATE else declared, basis=basis) if basis else None
+    unit, basis = _unit_in(column), NAME
+    if unit is None:
+        unit, basis = ("d", DATES) if _are_serial_days(low, high, requests) else (likely, RATE)
+    if unit is None or (basis == RATE and _is_usual(rate_per_s)):
+        unit, basis = "s", DEFAULT
+    return None if (unit, basis) == ("s", NAME) else TimeUnit(column=column, unit=unit, basis=basis)
 
 
-def _unit_by_rate(
-    column: str, span: float, requests: int, declared_s: float | None, *, varies: bool
-) -> TimeUnit | None:
-    """The unit in which so many requests come as often as a server sees them, if in the declared one they do not."""
-    stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
-    if not span > 0 or requests < _FEWEST_REQUESTS:
-        return stands
-    rates = {unit: (requests - 1) / span / UNITS_S[unit] for unit in _SECONDS}
-    likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
-    if not likely:
-        return stands
-    own = rates["s"] / (declared_s or 1.0)
-    lowest, highest = _USUAL_PER_S if varies or declared_s is None else _POSSIBLE_PER_S
-    if declared_s is not None and requests < _FEWEST_OF_SLOW:
-        lowest = _POSSIBLE_PER_S[0]
-    if not lowest <= own <= highest:
-        middle = math.log(math.prod(_USUAL_PER_S)) / 2
-        likeliest = min(likely, key=lambda unit: abs(math.log(rates[unit]) - middle))
-        return TimeUnit(column=column, unit=likeliest, basis=RATE)
-    if declared_s is None or own >= _USUAL_PER_S[0] or requests < _FEWEST_OF_SLOW:
-        return stands
-    declared = next((unit for unit, size in UNITS_S.items() if size == declared_s), "s")
-    return TimeUnit(column=column, unit=declared, basis=FORMAT)
+def _likeliest_unit(rate_per_s: float) -> str | None:
+    """The unit in which requests, so many of them per number, come as often as a server sees them; None if none is."""
+    if not rate_per_s:
+        return None
+    unit = min(_SECONDS, key=lambda unit: abs(math.log(rate_per_s / UNITS_S[unit]) - _MIDDLE_LOG))
+    return unit if _is_usual(rate_per_s / UNITS_S[unit]) else None
+
+
+def _is_usual(rate_per_s: float) -> bool:
+    return _USUAL_PER_S[0] <= rate_per_s <= _USUAL_PER_S[1]
+
+
+def _basis_of_format(rate_per_s: float, requests: int, *, varies: bool) -> str | None:
+    """Whether the unit is by the rate, or by the format whose log is slow in it; None if it is the format's."""
+    is_few = requests < _FEWEST_OF_SLOW
+    lowest, highest = _USUAL_PER_S if varies else _POSSIBLE_PER_S
+    if rate_per_s > highest or rate_per_s < (_POSSIBLE_PER_S[0] if is_few else lowest):
+        return RATE
+    return None if is_few or rate_per_s >= _USUAL_PER_S[0] else FORMAT
 
 
 def _are_serial_days(low: float, high: float, requests: int) -> bool:
@@ -166,6 +133,13 @@ def _unit_in(column: str) -> str | None:
         return None
     letter = next(group for group in named.groups() if group is not None).lower()
     return {"m": "ms", "n": "ns", "": "s"}.get(letter, "us")
+
+
+def _unit_of_dates(low: float, high: float) -> str | None:
+    """The one unit in which two numbers are dates of one log."""
+    unit = _unit_of_date(low)
+    is_one = unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S
+    return unit if is_one else None
 
 
 def _unit_of_date(number: float) -> str | None:
@@ -245,7 +219,7 @@ def instants(x: Any, column: Any, *, spelled: bool) -> list[Any]:
     patterns = [f"{_DATES[0]} {time}" for time in _TIMES[:2]]
     if spelled:
         spaced = column.str.strip_chars()
-        for spelling, plain in _SPELLINGS:
+        for spelling, plain in spellings():
             spaced = spaced.str.replace(spelling, plain)
         patterns = [f"{date} {time}" for date in _DATES for time in _TIMES]
     times = []

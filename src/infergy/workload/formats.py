@@ -62,6 +62,11 @@ class BlockColumn:
     tokens: int
     within: str | None = None
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its columns."""
+        return tuple(filter(None, (self.path, self.within)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionColumns:
@@ -82,7 +87,7 @@ class SessionColumns:
     @property
     def paths(self) -> tuple[str, ...]:
         """All columns of sessions."""
-        return tuple(path for path in (self.id, self.parent, self.gap, self.elapsed) if path is not None)
+        return tuple(filter(None, (self.id, self.parent, self.gap, self.elapsed)))
 
 
 GAPS = SessionColumns(id="session_id", gap="pre_gap")
@@ -183,8 +188,7 @@ class Layout:
     @property
     def link_paths(self) -> tuple[str, ...]:
         """The columns that link requests: blocks of prompts and sessions."""
-        blocks = () if self.blocks is None else tuple(filter(None, (self.blocks.path, self.blocks.within)))
-        return (*blocks, *(() if self.sessions is None else self.sessions.paths))
+        return tuple(path for links in (self.blocks, self.sessions) if links is not None for path in links.paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,12 +204,12 @@ class Format:
         is_response: Whether its rows are responses of an API: several may be of one answer, and of several APIs.
     """
 
-    within: str
     usage: Usage
     layout: Layout
     marks: frozenset[str]
     any: frozenset[str]
     is_response: bool
+    within: str = ""
 
     @property
     def name(self) -> str:
@@ -261,6 +265,17 @@ def names_of(kind: str) -> list[str]:
     """The `arrivals`, `counts`, `buckets` or `outcomes` of any log."""
     names: list[str] = _data()[kind]
     return names
+
+
+@cache
+def spellings() -> list[tuple[str, str]]:
+    """Patterns of dates and times in text, and the same in ISO 8601 or as ``9 March 2025``, one after the other."""
+    zones: Mapping[str, str] = _data()["zones"]
+    return [
+        (pattern.replace("ZONE", name), plain.replace("OFFSET", offset))
+        for pattern, plain in _data()["spellings"]
+        for name, offset in (zones.items() if "ZONE" in pattern else [("", "")])
+    ]
 
 
 def parts_of(text: str, prefix: str = "") -> tuple[str, ...]:

@@ -160,12 +160,14 @@ def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str,
         yield own
         return
     around = {name: value for name, value in own.items() if not isinstance(value, list)}
-    for inner in own.get(nest[0]) or ():
-        if isinstance(inner, dict):
-            # A request of an agent may hold those of agents below it, in the same way.
-            deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
-            for row in _unpack(inner, deeper):
-                yield {**around, **row}
+    for inner in filter(_is_record, own.get(nest[0]) or ()):
+        # A request of an agent may hold those of agents below it, in the same way.
+        deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
+        yield from ({**around, **row} for row in _unpack(inner, deeper))
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

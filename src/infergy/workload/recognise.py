@@ -9,6 +9,8 @@ import shlex
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
@@ -18,9 +20,11 @@ from infergy.workload.formats import (
     AND,
     GAPS,
     NAMED,
+    BlockColumn,
     Columns,
     Format,
     Layout,
+    SessionColumns,
     Sums,
     Usage,
     format_names,
@@ -47,6 +51,12 @@ _PERIOD = re.compile(
 """A day or an hour, not the time of a request."""
 _NUMBER = re.compile(r"\d{1,7}|\d{9,}")
 _TIME_OF_DAY = re.compile(r"\d\d?:\d\d(:\d\d)?.*")
+AXES = ("input", "output")
+_OF_NAMED = Format(
+    usage=Usage(input=(), output=()), layout=Layout(name=NAMED), marks=frozenset(), any=frozenset(), is_response=True
+)
+"""No format: the user named the columns."""
+_Links = TypeVar("_Links", BlockColumn, SessionColumns)
 _UNITS_OF_NAMES = ("", "unixnano", "nanos", "nano", "ns", "us", "ms", "millis", "seconds", "secs", "sec", "s")
 
 
@@ -133,28 +143,36 @@ class _Log:
     def layout(self) -> Layout:
         self._check_named()
         known = self._formats()
-        first = known[0] if known else None
-        usages = self._usages(known)
+        first, usages = known[0], self._usages(known)
         own = usages[0].input[0]
         self._check_values(own)
         place = own[: own.rfind(".") + 1]
-        layout = replace(first.layout if first else Layout(name=NAMED), usages=usages)
+        layout = first.layout
         if layout.name in (NAMED, "tokens"):
-            has_outcome = next(self._around(place, names_of("outcomes")), None) is not None
-            layout = replace(layout, is_partial=self.is_records or has_outcome)
+            layout = replace(layout, is_partial=self.is_records or any(self._around(place, names_of("outcomes"))))
         time, unit_s = self._arrivals(known, place)
-        links = (one for one in (layout.sessions, GAPS) if one is not None and set(one.paths) <= set(self.fields))
-        skip = {next(self._around(place, [name]), None): values for name, values in layout.skip.items()}
+        skip = {path: texts for name, texts in layout.skip.items() for path in islice(self._around(place, [name]), 1)}
         layout = replace(
             layout,
+            usages=usages,
             time=time,
             time_unit_s=self.named.time_unit_s or unit_s,
-            skip={path: values for path, values in skip.items() if path is not None},
-            blocks=layout.blocks if layout.blocks is not None and layout.blocks.path in self.fields else None,
-            sessions=next(links, None),
-            others=() if first and not first.is_response else tuple(self._around(place, [*names_of("ids"), KIND])),
+            skip=skip,
+            blocks=self._linked(layout.blocks),
+            sessions=self._linked(layout.sessions, GAPS),
+            others=tuple(self._around(place, [*names_of("ids"), KIND])) if first.is_response else (),
         )
-        return self._spread(layout, place)
+        if self.named.requests is None:
+            self._check_sums(layout, place)
+            return layout
+        end = layout.sums.end if layout.sums and layout.sums.end in self.fields else None
+        # Without the end of its time, a row does not say when its requests came.
+        time = time if end or self.named.time else ()
+        return replace(layout, sums=Sums(count=self.named.requests, end=end), time=time)
+
+    def _linked(self, *links: _Links | None) -> _Links | None:
+        """The first links whose columns the log has."""
+        return next((one for one in links if one is not None and set(one.paths) <= set(self.fields)), None)
 
     def _around(self, place: str, names: Iterable[str]) -> Iterator[str]:
         """The fields of these names beside the counts, or in a record around them."""
@@ -165,17 +183,16 @@ class _Log:
         return [str(row[path]) for row in self.rows if row.get(path) not in (None, "")]
 
     def _check_named(self) -> None:
-        named = [
-            (axis, path) for axis in ("input", "output", "time", "cached", "requests") for path in self._named(axis)
-        ]
-        for axis, path in named:
-            if path not in self.fields:
-                near = difflib.get_close_matches(path, list(self.fields), n=3, cutoff=0.5)
-                hint = f"did you mean {', '.join(near)}? " if near else ""
-                option = f"--{axis}-column"
-                message = f"{self.source}: no column {path!r}; {hint}found: {_shown(self.fields)}. "
-                message += f"Name another: {option} NAME"
-                raise DataError(message, code="no-column", trace=self.source, column=path, option=option)
+        axes = ("input", "output", "time", "cached", "requests")
+        lacking = [(axis, path) for axis in axes for path in self._named(axis) if path not in self.fields]
+        for axis, path in lacking:
+            near = difflib.get_close_matches(path, list(self.fields), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            option = f"--{axis}-column"
+            message = (
+                f"{self.source}: no column {path!r}; {hint}found: {_shown(self.fields)}. Name another: {option} NAME"
+            )
+            raise DataError(message, code="no-column", trace=self.source, column=path, option=option)
 
     def _check_values(self, own: str) -> None:
         if isinstance(next((row[own] for row in self.rows if row.get(own) is not None), None), list):
@@ -198,116 +215,100 @@ class _Log:
             fields = {"trace": self.source, "option": "--format"}
             raise UsageError.unknown("trace format", str(self.wanted), names, code="unknown-name", **fields)
         known = list(filter(self._fits, formats())) or list(filter(self._fits, formats_elsewhere(self.fields)))
-        if known:
-            # Only responses of several APIs stand in one log.
-            is_partial = known[0].layout.is_partial
-            return [known[0], *(one for one in known[1:] if is_partial and one.layout.is_partial)]
-        if self.named.input is None or self.named.output is None:
+        if not known and len(self._axes) < len(AXES):
             raise self._unknown()
-        return []
+        # Only responses of several APIs stand in one log.
+        is_partial = bool(known) and known[0].layout.is_partial
+        return [*known[:1], *(one for one in known[1:] if is_partial and one.layout.is_partial)] or [_OF_NAMED]
+
+    @property
+    def _axes(self) -> set[str]:
+        """The axes of tokens whose columns the user named."""
+        return {axis for axis in AXES if getattr(self.named, axis) is not None}
 
     def _fits(self, known: Format) -> bool:
         """Whether a log has the columns of a format, those that the user named in their place."""
-        if self.wanted not in (None, known.name):
-            return False
-        usage = {axis: getattr(known.usage, axis)[:1] for axis in ("input", "output")}
+        first = {axis: getattr(known.usage, axis)[:1] for axis in AXES}
         # Sums are no guess: they have their own names.
-        is_named = {axis: getattr(self.named, axis) is not None and not known.layout.sums for axis in usage}
-        own = {axis: first for axis, first in usage.items() if not is_named[axis]}
-        needed = set(itertools.chain(*own.values()))
+        named = set() if known.layout.sums else self._axes
+        needed = {path for axis in first.keys() - named for path in first[axis]}
         if self.wanted is not None:
-            return needed <= set(self.fields)
+            return self.wanted == known.name and needed <= set(self.fields)
         # Where both columns are named, a format is only recognised by its own names.
-        if not own and any(self._named(axis) != first for axis, first in usage.items()):
-            return False
-        return needed | known.marks <= set(self.fields) and (not known.any or not known.any.isdisjoint(self.fields))
+        is_own = len(named) < len(AXES) or all(self._named(axis) == path for axis, path in first.items())
+        has_any = not known.any or not known.any.isdisjoint(self.fields)
+        return is_own and has_any and needed | known.marks <= set(self.fields)
 
     def _usages(self, known: list[Format]) -> tuple[Usage, ...]:
         """Where the counts may stand, each once; in one place only where the user named columns."""
-        cached = self._named("cached")
-        if self.named.input is not None or self.named.output is not None:
-            base = known[0].usage if known else Usage(input=(), output=())
-            own = replace(base, output=self._named("output") or base.output, total=None)
-            if self.named.input is not None:
-                own = replace(own, input=self._named("input"), split=(), either=())
-            return (self._placed(own, "", cached, keep=False),)
-        mixed = list(known)
-        if self.is_records and known[0].is_response:
-            # Shapes of other APIs may show up in later records.
-            mixed += [one for one in formats() if one.is_response and one.within == known[0].within]
+        if self._axes:
+            own = replace(known[0].usage, total=None)
+            own = own if self.named.output is None else replace(own, output=self._named("output"))
+            own = own if self.named.input is None else replace(own, input=self._named("input"), split=(), either=())
+            return (self._placed(own, "", keep=False),)
+        # Shapes of other APIs may show up in later records.
+        is_mixed = self.is_records and known[0].is_response
+        more = [one for one in formats() if is_mixed and one.is_response and one.within == known[0].within]
         usages: dict[str, Usage] = {}
-        for one in mixed:
-            usages.setdefault(one.usage.input[0], self._placed(one.usage, one.within, cached, keep=self.is_records))
+        for one in (*known, *more):
+            usages.setdefault(one.usage.input[0], self._placed(one.usage, one.within, keep=self.is_records))
         return tuple(usages.values())
 
-    def _placed(self, usage: Usage, within: str, cached: tuple[str, ...], *, keep: bool) -> Usage:
+    def _placed(self, usage: Usage, within: str, *, keep: bool) -> Usage:
         """Counts of only the columns that the log has, or, if those yet unseen are kept, may have."""
 
-        def found(path: str) -> str:
-            # The path of a field in a record around the counts; empty if there is none.
-            return next(self._around(within, [path[1:]]), "") if path.startswith("^") else path
+        def present(paths: Iterable[str], keep: bool = False) -> tuple[str, ...]:
+            return tuple(path for path in paths if keep or path in self.fields)
 
-        sums = [parts for parts in (tuple(map(found, parts)) for parts in usage.cached) if "" not in parts]
-        split = usage.split[:1] + self._present(usage.split[1:])
-        usage = replace(
+        whole, parts = usage.split[:1], present(usage.split[1:])
+        is_split = bool(parts and present(whole, keep))
+        # A path that begins with ^ is that of a field in a record around the counts.
+        sums = [[next(self._around(within, [p[1:]]), "") if p[0] == "^" else p for p in sum_] for sum_ in usage.cached]
+        own = replace(
             usage,
-            cached=(cached,) if cached else tuple(sums),
-            split=split if len(split) > 1 else (),
+            input=present((*usage.input, *(() if is_split else parts)), keep),
+            output=present(usage.output, keep),
+            cached=tuple(tuple(sum_) for sum_ in sums if "" not in sum_ and len(present(sum_, keep)) == len(sum_)),
+            split=(*whole, *parts) if is_split else (),
             total=usage.total if usage.total in self.fields else None,
-            either=() if cached else self._present(usage.either),
+            either=present(usage.either),
         )
-        if keep:
-            return usage
-        return replace(
-            usage,
-            input=self._present((*usage.input, *(() if self._present(split[:1]) else split[1:]))),
-            output=self._present(usage.output),
-            cached=tuple(parts for parts in usage.cached if set(parts) <= set(self.fields)),
-            split=usage.split if self._present(split[:1]) else (),
-        )
-
-    def _present(self, paths: Iterable[str]) -> tuple[str, ...]:
-        return tuple(path for path in paths if path in self.fields)
+        return own if self.named.cached is None else replace(own, cached=(self._named("cached"),), either=())
 
     def _arrivals(self, known: list[Format], place: str) -> tuple[tuple[str, ...], float | None]:
         """Columns of arrivals, and seconds of a unit where the format says it."""
-        units = [
-            (path, one.layout.time_unit_s)
-            for one in known
-            for path in (path for name in one.layout.time for path in outer(one.within, name))
-            if path in self.fields
-        ]
+        units = [(path, one.layout.time_unit_s) for one in known for path in self._around(one.within, one.layout.time)]
         if self.named.time is not None:
             return (AND.join(self._named("time")),), dict(reversed(units)).get(self.named.time)
         if units:
             # All are read in one unit: that of the first.
             return tuple(dict.fromkeys(path for path, unit in units if unit == units[0][1])), units[0][1]
         plain = self._plain_arrivals(place)
-        if plain is None and self.named.time_unit_s is not None:
+        if not plain and self.named.time_unit_s is not None:
             message = f"{self.source}: no column of arrivals that --time-unit could be of. Name one: --time-column NAME"
             fields = {"option": "--time-column", "needed_by": ["--time-unit"]}
             raise UsageError(message, code="option-missing", trace=self.source, **fields)
-        return (() if plain is None else (plain,)), None
+        return plain, None
 
-    def _plain_arrivals(self, place: str) -> str | None:
+    def _plain_arrivals(self, place: str) -> tuple[str, ...]:
         """The column with the best of the names that arrivals have in any log, beside the counts or around them."""
+        found = sorted(self._named_as_arrivals(place))
+        plain = {name: path for *_, name, path in reversed(found)}
+        dates, times = (self._values(plain.get(name, "")) for name in ("date", "time"))
+        if dates and any(map(_TIME_OF_DAY.fullmatch, times)) and ":" not in dates[0]:
+            return (f"{plain['date']}{AND}{plain['time']}",)
+        return tuple(path for *_, path in found[:1])
+
+    def _named_as_arrivals(self, place: str) -> Iterator[tuple[int, int, str, str]]:
+        """Rank of the name, how far around the counts, the name in plain letters, and the column."""
         names = [f"{name}{unit}" for name in names_of("arrivals") for unit in _UNITS_OF_NAMES]
         ranks = {name: rank for rank, name in reversed([*enumerate(names)])}
         depths = {around: depth for depth, around in enumerate(outer(place, ""))}
-        found, plain = [], {}
         for path in filter(self._may_be_arrivals, self.fields):
             around = path[: path.rfind(".") + 1]
             name = re.sub(r"[^a-z0-9]", "", path.removeprefix(around).lower())
             if around in depths and name in ranks:
-                found.append((ranks[name], depths[around], path))
-                plain[name] = path
-        if not found:
-            return None
-        date, time = (plain.get(name, "") for name in ("date", "time"))
-        is_date = date and all(":" not in value for value in self._values(date))
-        if is_date and any(map(_TIME_OF_DAY.fullmatch, self._values(time))):
-            return f"{date}{AND}{time}"
-        return min(found)[2]
+                yield ranks[name], depths[around], name, path
 
     def _may_be_arrivals(self, path: str) -> bool:
         """Whether the first rows do not show a latency: small numbers in no order."""
@@ -317,24 +318,18 @@ class _Log:
             return True
         return sum(a <= b for a, b in pairs) >= _ASCENDING * len(pairs)
 
-    def _spread(self, layout: Layout, place: str) -> Layout:
-        """A layout whose rows are spread over their requests, if they are sums and the user wants them to be.
+    def _check_sums(self, layout: Layout, place: str) -> None:
+        """Check that rows are no sums over requests.
 
         Raises:
-            DataError: Rows are sums.
+            DataError: They are, as their format says or the first rows.
         """
-        known, count = layout.sums, self.named.requests
-        if count is not None:
-            end = known.end if known and known.end in self.fields else None
-            # Without the end of its time, a row does not say when its requests came.
-            time = layout.time if end or self.named.time else ()
-            return replace(layout, sums=Sums(count=count, end=end), time=time)
-        if known is not None:
-            count, reason = known.count, known.count or layout.name
-        else:
-            count, reason = self._sums(layout, place) if self.wanted is None else ("", "")
+        known = layout.sums
+        if known is None and self.wanted is not None:
+            return
+        count, reason = (known.count, known.count or layout.name) if known else self._sums(layout, place)
         if not reason:
-            return layout
+            return
         fix = f", or spread each over its requests, which all get its mean length: --requests-column {count}"
         fix = fix if count else ": no column is known to say of how many a row is (--requests-column)"
         fix += "" if known else f". If each row is one request: --format {layout.name}"
@@ -345,16 +340,18 @@ class _Log:
     def _sums(self, layout: Layout, place: str) -> tuple[str, str]:
         """The column of how many requests a row is, if there is one, and why rows are sums; empty if they are not."""
         period = self._period(layout, place)
-        is_bucket = period or next(self._around(place, names_of("buckets")), None) is not None
+        is_bucket = bool(period) or any(self._around(place, names_of("buckets")))
         names = [*names_of("counts"), *(names_of("counts_of_periods") if period else ())]
         for path in self._around(place, names):
             if is_bucket or any(number_of(row.get(path)) > 1 for row in self.rows):
                 return path, path
-        lengths = [number_of(row.get(layout.usages[0].input[0])) for row in self.rows]
-        lengths = [length for length in lengths if 0 < length <= LONGEST_TOKENS]
-        if lengths and statistics.median(lengths) > _LONGEST_PROMPT:
+        if self._median(layout.usages[0].input[0]) > _LONGEST_PROMPT:
             return "", "by its length"
         return "", f"by its time in {period!r}" if period else ""
+
+    def _median(self, path: str) -> float:
+        lengths = [number_of(row.get(path)) for row in self.rows]
+        return statistics.median([length for length in lengths if 0 < length <= LONGEST_TOKENS] or [0])
 
     def _period(self, layout: Layout, place: str) -> str | None:
         """The column of the day or hour that rows sum up; None where a row has its own time."""
@@ -370,11 +367,10 @@ class _Log:
         return None
 
     def _unknown(self) -> DataError:
-        guess = guess_columns(self.fields, self.rows)
-        axes = [axis for axis in ("input", "output") if getattr(self.named, axis) is None]
-        guessed = {axis: guess[axis] for axis in axes if axis in guess}
-        flags = [f"--{axis}-column {shlex.quote(guess[axis][0]) if axis in guess else 'NAME'}" for axis in axes]
-        reasons = [f"{column} may be {axis} tokens, by {why}" for axis, (column, why) in guessed.items()]
+        axes = [axis for axis in AXES if axis not in self._axes]
+        guess = guess_columns(self.fields, self.rows, axes)
+        flags = [f"--{axis}-column {shlex.quote(guess.get(axis, ('NAME',))[0])}" for axis in axes]
+        reasons = [f"{column} may be {axis} tokens, by {why}" for axis, (column, why) in guess.items()]
         advice = f"{'; '.join(reasons)}. If so" if reasons else "Name them"
         own = [f"{one.usage.input[0]} and {one.usage.output[0]}" for one in formats() if self.wanted == one.name]
         expected = f" Expected: {'; '.join(own)}." if own else ""
@@ -387,7 +383,7 @@ class _Log:
 def _shown(fields: Collection[str]) -> str:
     """The first names: in quotes if they have what a terminal does not show, and long ones cut."""
     names = []
-    for name in itertools.islice(fields, _SHOWN_FIELDS):
+    for name in islice(fields, _SHOWN_FIELDS):
         cut = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
         names.append(cut if cut.isprintable() and cut == cut.strip() else repr(cut))
     more = len(fields) - len(names)
