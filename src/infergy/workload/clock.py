@@ -75,20 +75,25 @@ def find_unit(
         declared_s: Seconds of the unit of the format; None if there is no format.
         varies: Whether there are logs of the format in other units.
     """
-
     dates = _unit_of_dates(low, high)
     if dates is not None:
         return None if UNITS_S[dates] == (declared_s or 1.0) else TimeUnit(column=column, unit=dates, basis=DATES)
     rate_per_s = (requests - 1) / (high - low) if high > low and requests >= _FEWEST_REQUESTS else 0.0
     likely = _likeliest_unit(rate_per_s)
     if declared_s is not None:
-        basis = likely and _basis_of_format(rate_per_s / declared_s, requests, varies=varies)
-        declared = next((unit for unit, size in UNITS_S.items() if size == declared_s), "s")
-        return TimeUnit(column=column, unit=likely if basis == RATE else declared, basis=basis) if basis else None
+        basis = _basis_of_format(rate_per_s / declared_s, requests, varies=varies)
+        declared = {size: unit for unit, size in UNITS_S.items()}.get(declared_s, "s")
+        unit = likely if basis == RATE else declared
+        return None if likely is None or basis is None else TimeUnit(column=column, unit=unit, basis=basis)
+    return _unit_of_unknown(column, low, high, requests, likely)
+
+
+def _unit_of_unknown(column: str, low: float, high: float, requests: int, likely: str | None) -> TimeUnit | None:
+    """The unit of a log without a format: by its name, days of a spreadsheet, the likely one, or seconds."""
     unit, basis = _unit_in(column), NAME
     if unit is None:
         unit, basis = ("d", DATES) if _are_serial_days(low, high, requests) else (likely, RATE)
-    if unit is None or (basis == RATE and _is_usual(rate_per_s)):
+    if unit is None or (unit == "s" and basis == RATE):
         unit, basis = "s", DEFAULT
     return None if (unit, basis) == ("s", NAME) else TimeUnit(column=column, unit=unit, basis=basis)
 

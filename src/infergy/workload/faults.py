@@ -125,14 +125,14 @@ def explain(table: Table, leave_out: str) -> DataError:
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
     bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
+    of_rows = count_of(int(counted["rows"]), "row")
     parts = []
     for axis, count in bad.items():
         first = _first_rows(table, rows, conditions[axis])
-        shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
+        shown = ", ".join(_shown(axis, row) for row in first) + ", …" * (count > len(first))
         expected = EXPECTED.get(axis, f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}")
-        of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
         what = "requests" if axis == "requests" else f"{axis} tokens"
-        parts.append(f"{of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
+        parts.append(f"{count:,} of {of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
     if "cached" in bad:
         flags += ", or count them beside the input: --input-column INPUT+CACHED"

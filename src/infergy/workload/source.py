@@ -141,8 +141,7 @@ class Source:
     def peeked(self, marks: Collection[str]) -> Source:
         """The same with its first rows, of a table that has columns of these names: these, and tokens."""
         marked = [names[0] for names in self.names if names[-1] in marks]
-        is_table = self.kind in (PARQUET, POLARS, FRAME) and not self.is_spark
-        if self.rows or self.about or not is_table or not marked:
+        if not marked or self.rows or self.about or self.is_spark or self.kind not in (PARQUET, POLARS, FRAME):
             return self
         import narwhals as nw
         import polars as pl

@@ -135,18 +135,14 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         rows.group_by("output_tokens").agg(x.len().alias("n")),
         rows.select(*_facts(table, served)),
     )
-    if bad := int(facts["rows"]) - int(facts["good"] or 0):
-        return None, 0, bad
-    untimed = sum(int(row["n"]) for row in by_output if row["output_tokens"]) - int(facts.get("timed", 0))
-    if table.arrival is not None and untimed and not lenient:
-        return None, 0, untimed
+    outputs = {int(row["output_tokens"] or 0): int(row["n"]) for row in by_output}
+    failed, requests = outputs.pop(0, 0), sum(outputs.values())
+    untimed = requests - int(facts["timed"]) if table.arrival is not None and not lenient else 0
+    bad = int(facts["rows"]) - int(facts["good"] or 0) or untimed
+    if bad or not outputs:
+        return None, 0 if bad else failed, bad
     if table.arrival == ARRIVAL_S and facts["timed"]:
         check_arrivals(table, facts["first"], facts["last"], facts["timed"])
-    outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
-    failed = outputs.pop(0, 0)
-    if not outputs:
-        return None, failed, 0
-    requests = sum(outputs.values())
     inputs = LengthSummary.from_counts((int(row["input_tokens"]), int(row["n"])) for row in by_input)
     cached_tokens = int(facts["cached"]) if facts.get("reported") else None
     duration_s, reason = _duration(table, requests, facts)
@@ -160,7 +156,7 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,
-        cached_share=cached_tokens / inputs.total if cached_tokens is not None and inputs.total else None,
+        cached_share=None if cached_tokens is None or not inputs.total else cached_tokens / inputs.total,
         duration_s=duration_s,
         arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError, MissingError, UsageError
@@ -20,6 +21,8 @@ _MESSAGES = ("conversations", "conversation", "messages", "input", "prompt")
 _ANSWERS = ("response", "output", "completion", "answer", "output_length")
 _TIMES = ("timestamp", "created_at", "created", "create_time", "time")
 _MODEL = ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "claude")
+
+_LENGTH = re.compile(r"\d{1,10}", re.ASCII)
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -104,38 +107,40 @@ def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, 
     """Input, output, hashes of the prompt's whole blocks and arrival of each answer of a conversation."""
     prompt: list[int] = []
     hashes: list[int] = []
-    asked: Any = next((record[name] for name in _TIMES if record.get(name) is not None), None)
+    asked = _first(record, _TIMES)
     for is_answer, text, time in _turns(record):
-        asked = time if time is not None and not is_answer else asked
-        ids = None if isinstance(text, int) else encode(text)
         if is_answer and prompt:
-            yield len(prompt), text if ids is None else len(ids), list(hashes), asked
-        prompt += ids or ()
+            yield len(prompt), text if isinstance(text, int) else len(encode(text)), list(hashes), asked
+        asked = asked if is_answer or time is None else time
+        prompt += () if isinstance(text, int) else encode(text)
         for start in range(len(hashes) * BLOCK_TOKENS, len(prompt) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             block = (hashes[-1] if hashes else 0, *prompt[start : start + BLOCK_TOKENS])
             hashes.append(hash(block) & ((1 << 62) - 1))
 
 
-_DIGITS = 10
-"""Of the length of an answer, at most."""
+def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
     messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
-    if isinstance(messages, str) and not messages.strip().isdigit():
-        messages = [{"role": "user", "content": messages}]
-    turns: list[tuple[bool, Any, Any]] = []
-    for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, Mapping) and (role := message.get("role", message.get("from"))) is not None:
-            text = _text(message.get("content", message.get("value")))
-            turns.append((str(role).lower() in _MODEL, text, message.get("timestamp")))
-    answer = next((record[name] for name in _ANSWERS if record.get(name) not in (None, "")), None)
+    if isinstance(messages, str):
+        messages = [] if messages.strip().isdigit() else [{"role": "user", "content": messages}]
+    turns = [turn for message in messages or () if (turn := _turn(message)) is not None]
+    answer = _first(record, _ANSWERS)
     if turns and not turns[-1][0] and answer is not None:
-        is_length = type(answer) is int and 0 <= answer < 10**_DIGITS
-        is_length |= isinstance(answer, str) and answer.isdecimal() and len(answer) <= _DIGITS
+        is_length = type(answer) in (int, str) and _LENGTH.fullmatch(str(answer))
         turns.append((True, int(answer) if is_length else _text(answer), None))
     return turns if any(is_answer for is_answer, _, _ in turns) else []
+
+
+def _turn(message: Any) -> tuple[bool, Any, Any] | None:
+    role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    if role is None:
+        return None
+    text = _text(message.get("content", message.get("value")))
+    return str(role).lower() in _MODEL, text, message.get("timestamp")
 
 
 def _text(content: Any) -> str:
