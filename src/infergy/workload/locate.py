@@ -35,6 +35,8 @@ from infergy.workload.source import (
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from infergy.workload.nested import Nested
     from infergy.workload.tasks import TaskOptions
 
@@ -128,12 +130,9 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
     if not path.exists():
         hint = f"There is no file of that name either. {_EXPECTED}."
         raise DataError.unknown("trace", name, shipped_traces(), hint, code="unknown-trace")
-    if path.is_dir() or path.name.endswith("-trace.csv"):
-        from infergy.workload.servegen import client_files, draw_requests
-
-        if clients := client_files(path):
-            frame, words = draw_requests(clients)
-            return of_frame(name, POLARS, frame.lazy(), words)
+    if drawn := _draw_clients(path):
+        frame, words = drawn
+        return of_frame(name, POLARS, frame.lazy(), words)
     if not path.is_file():
         reason, fix = "a pipe or a device", "which cannot be read twice. Write it to a file first"
         if path.is_dir():
@@ -156,6 +155,16 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             return _peek_text(text, path, name, about)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError.not_readable(path, error, _EXPECTED) from error
+
+
+def _draw_clients(path: Path) -> tuple[pl.DataFrame, str] | None:
+    """The requests of clients of ServeGen, where a path is theirs."""
+    if not path.is_dir() and not path.name.endswith("-trace.csv"):
+        return None
+    from infergy.workload.servegen import client_files, draw_requests
+
+    clients = client_files(path)
+    return draw_requests(clients) if clients else None
 
 
 def _peek_text(text: io.TextIOWrapper, path: Path, name: str, about: Mapping[str, str]) -> Source:

@@ -110,26 +110,21 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
     with_output = rows.filter(pl.col("output_tokens") > 0)
     served = with_output.filter(pl.col("input_tokens") > 0)
     reason = AT_ONCE if at_once else _order_reason(table, served)
-    out_of_order = 0
-    arrival_s = None
-    if reason is None:
-        out_of_order = int((served[ARRIVAL_S].diff() < 0).sum())
-        served = served.sort(ARRIVAL_S, maintain_order=True) if out_of_order else served
-        times = served[ARRIVAL_S].to_numpy()
-        origin_s = float(times[0]) if origin_s is None and len(times) else origin_s
-        arrival_s = times - origin_s if len(times) else times
-    cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
+    out_of_order = int((served[ARRIVAL_S].diff() < 0).sum()) if reason is None else 0
+    served = served.sort(ARRIVAL_S, maintain_order=True) if out_of_order else served
+    times = served[ARRIVAL_S].to_numpy() if reason is None else None
+    if times is not None and len(times) and origin_s is None:
+        origin_s = float(times[0])
     after, gap_s, lost = _sessions(table, served)
     lacking = {name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()}
-    if lost:
-        lacking["without_session"] += lost
+    lacking |= {"without_session": lacking["without_session"] + lost} if lost else {}
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
         output_tokens=served["output_tokens"].to_numpy(),
-        arrival_s=arrival_s,
+        arrival_s=None if times is None else times - (origin_s or 0.0),
         order_reason=reason,
-        cached_tokens=None if cached is None or cached.count() == 0 else cached.fill_null(0).to_numpy(),
+        cached_tokens=_cached(served),
         prefix_blocks=_prefix_blocks(table, served),
         after=after,
         gap_s=gap_s,
@@ -137,13 +132,19 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             unreadable=table.unreadable,
-            chunks=int(rows["chunks"].sum()) if "chunks" in rows.columns else 0,
+            chunks=int(rows["chunks"].sum()) if table.layout.chunk else 0,
             out_of_order=out_of_order,
             **lacking,
         ),
         lengths_from=table.source.lengths_from,
-        origin_unix_s=origin_s if reason is None and origin_s and origin_s >= EARLIEST_DATE_S else None,
+        origin_unix_s=origin_s if reason is None and (origin_s or 0.0) >= EARLIEST_DATE_S else None,
     )
+
+
+def _cached(served: pl.DataFrame) -> Any:
+    """Cached tokens, 0 where none are reported; None where no request reports them."""
+    cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
+    return None if cached is None or cached.count() == 0 else cached.fill_null(0).to_numpy()
 
 
 def unlinked(table: Table) -> dict[str, pl.Expr]:

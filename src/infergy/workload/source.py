@@ -141,7 +141,8 @@ class Source:
     def peeked(self, marks: Collection[str]) -> Source:
         """The same with its first rows, of a table that has columns of these names: these, and tokens."""
         marked = [names[0] for names in self.names if names[-1] in marks]
-        if not marked or self.rows or self.about or self.is_spark or self.kind not in (PARQUET, POLARS, FRAME):
+        is_peeked = self.rows or self.about or self.is_spark
+        if is_peeked or not marked or self.kind not in (PARQUET, POLARS, FRAME):
             return self
         import narwhals as nw
         import polars as pl
@@ -149,12 +150,13 @@ class Source:
         tokens = [names[0] for names in self.names if "token" in names[-1].lower()]
         try:
             frame = self.frame if self.path is None else pl.scan_parquet(self.path, glob=False)
-            held = frame.select(*dict.fromkeys((*marked, *tokens))).head(PEEKED_RECORDS)
-            held = held if isinstance(held, nw.DataFrame) else held.collect()
+            held = (
+                nw.from_native(frame.select(*dict.fromkeys((*marked, *tokens))).head(PEEKED_RECORDS)).lazy().collect()
+            )
+            return replace(self, rows=tuple(map(flat_row, held.iter_rows(named=True))))
         except pl.exceptions.PolarsError:
             # What is wrong is reported when all is read.
             return self
-        return replace(self, rows=tuple(map(flat_row, held.iter_rows(named=True))))
 
     def check_twice(self, paths: Iterable[str]) -> None:
         """Check that the header of a CSV has these columns once.

@@ -136,15 +136,16 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         rows.select(*_facts(table, served)),
     )
     outputs = {int(row["output_tokens"] or 0): int(row["n"]) for row in by_output}
-    failed, requests = outputs.pop(0, 0), sum(outputs.values())
-    untimed = requests - int(facts["timed"]) if table.arrival is not None and not lenient else 0
+    failed = outputs.pop(0, 0)
+    requests = sum(outputs.values())
+    untimed = 0 if lenient else requests - int(facts.get("timed", requests))
     bad = int(facts["rows"]) - int(facts["good"] or 0) or untimed
     if bad or not outputs:
-        return None, 0 if bad else failed, bad
+        return None, failed * (not bad), bad
     if table.arrival == ARRIVAL_S and facts["timed"]:
         check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     inputs = LengthSummary.from_counts((int(row["input_tokens"]), int(row["n"])) for row in by_input)
-    cached_tokens = int(facts["cached"]) if facts.get("reported") else None
+    cached_tokens, cached_share = _cached(facts, inputs.total)
     duration_s, reason = _duration(table, requests, facts)
     summary = TraceSummary(
         source=table.source.name,
@@ -156,7 +157,7 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,
-        cached_share=None if cached_tokens is None or not inputs.total else cached_tokens / inputs.total,
+        cached_share=cached_share,
         duration_s=duration_s,
         arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,
@@ -170,17 +171,22 @@ def _facts(table: Table, served: Any) -> list[Any]:
     """Sums and ends over all rows; `served` is whether a row has output."""
     x = table.x
     facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
-    if table.layout.chunk is not None:
-        facts.append(x.col("chunks").sum().alias("chunks"))
+    facts += [x.col("chunks").sum().alias("chunks")] if table.layout.chunk else []
     if table.layout.cached:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
     if table.arrival is not None:
-        in_seconds = table.arrival == ARRIVAL_S
         arrival = x.col(table.arrival)
-        arrival = x.when(served & arrival.is_finite() if in_seconds else served).then(arrival)
+        arrival = x.when(served & arrival.is_finite() if table.arrival == ARRIVAL_S else served).then(arrival)
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
     return facts
+
+
+def _cached(facts: dict[str, Any], input_tokens: int) -> tuple[int | None, float | None]:
+    """Cached tokens and their share of the input; None where they are not reported."""
+    if not facts.get("reported"):
+        return None, None
+    return int(facts["cached"]), int(facts["cached"]) / input_tokens if input_tokens else None
 
 
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:

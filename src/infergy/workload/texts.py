@@ -124,15 +124,15 @@ def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
-    messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
+    messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), [])
     if isinstance(messages, str):
         messages = [] if messages.strip().isdigit() else [{"role": "user", "content": messages}]
-    turns = [turn for message in messages or () if (turn := _turn(message)) is not None]
+    turns = [turn for turn in map(_turn, messages) if turn]
     answer = _first(record, _ANSWERS)
     if turns and not turns[-1][0] and answer is not None:
         is_length = type(answer) in (int, str) and _LENGTH.fullmatch(str(answer))
         turns.append((True, int(answer) if is_length else _text(answer), None))
-    return turns if any(is_answer for is_answer, _, _ in turns) else []
+    return turns if any(turn[0] for turn in turns) else []
 
 
 def _turn(message: Any) -> tuple[bool, Any, Any] | None:
