@@ -38,22 +38,12 @@ def without_unreadable(table: Table, share: float) -> Table:
         of_spelled = spelled.counted()
         if of_spelled["untimed"] < counts["untimed"]:
             table, counts = spelled, of_spelled
-    rows, untimed = counts["rows"] + table.fault_count, counts["untimed"]
+    rows, untimed = counts["rows"], counts["untimed"]
     unreadable = rows - counts["good"]
     if unreadable <= share * rows:
         only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
         return replace(table, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
-    leave_out = advice_to_leave_out(unreadable, rows)
-    if table.fault_count <= share * rows:
-        raise explain(table, leave_out)
-    shown = ", ".join(map(str, table.faults)) + (", …" if table.fault_count > len(table.faults) else "")
-    raise DataError(
-        f"{table.source.name}: {table.fault_count:,} of {count_of(rows, 'row')} cannot be read ({shown}). Repair or "
-        f"remove these lines{leave_out}",
-        code="file-not-readable",
-        path=table.source.name,
-        reason=shown,
-    )
+    raise explain(table, advice_to_leave_out(unreadable, rows))
 
 
 def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -> None:

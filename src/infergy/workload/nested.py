@@ -81,22 +81,26 @@ class Nested:
         import polars as pl
         from polars.io.plugins import register_io_source
 
-        schema = dict.fromkeys(fields, pl.String)
-
         def read(
             columns: list[str] | None, predicate: pl.Expr | None, most: int | None, _: int | None
         ) -> Iterator[pl.DataFrame]:
-            names = list(fields) if columns is None else columns
-            rows = itertools.islice(self.rows(), most)
-            while batch := list(itertools.islice(rows, _BATCH)):
-                held = {
-                    name: [str(row) if isinstance(row, Fault) else _text(row.get(name)) for row in batch]
-                    for name in names
-                }
-                frame = pl.DataFrame(held, schema=dict.fromkeys(names, pl.String))
+            names = fields if columns is None else columns
+            for frame in frames_of(itertools.islice(self.rows(), most), dict(zip(names, names, strict=True))):
                 yield frame if predicate is None else frame.filter(predicate)
 
-        return register_io_source(read, schema=schema)
+        return register_io_source(read, schema=dict.fromkeys(fields, pl.String))
+
+
+def frames_of(rows: Iterator[dict[str, Any] | Fault], names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """Rows as columns of text, by the names in the rows; a line that is no row has its fault in each."""
+    import polars as pl
+
+    while batch := list(itertools.islice(rows, _BATCH)):
+        held = {
+            column: [str(row) if isinstance(row, Fault) else _text(row.get(name)) for row in batch]
+            for column, name in names.items()
+        }
+        yield pl.DataFrame(held, schema=dict.fromkeys(names, pl.String))
 
 
 def is_document(first: str) -> bool:

@@ -35,7 +35,7 @@ from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import instants, shift_s
 from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
 from infergy.workload.formats import AND, Layout
-from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
+from infergy.workload.lines import Names, read_rows, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
 from infergy.workload.source import (
     CSV,
@@ -69,8 +69,7 @@ class Table:
         frame: A polars LazyFrame, or a narwhals frame.
         x: polars or narwhals, to build expressions with.
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
-        faults: The first lines of the file that are no rows, which are not in `frame`.
-        unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
+        unreadable: Rows that are left out, and lines that are no rows.
         spelled: Whether times in text have another spelling than ISO 8601.
         only_timed: Whether requests without an arrival are left out.
     """
@@ -80,8 +79,6 @@ class Table:
     frame: Any
     x: Any
     kinds: Mapping[str, str]
-    faults: tuple[Fault, ...] = ()
-    fault_count: int = 0
     unreadable: int = 0
     spelled: bool = False
     only_timed: bool = False
@@ -315,24 +312,28 @@ def build_table(source: Source, layout: Layout) -> Table:
 
 
 def parse_table(source: Source, layout: Layout) -> Table | None:
-    """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
+    """The rows of a text file that polars rejects, read line by line; None if it is none, or is cut off.
 
     Raises:
         DataError: A quote of a CSV that is not closed.
     """
-    fields, lists = _fields(source, layout)
     if source.path is None or source.kind not in (CSV, JSONL):
         return None
+    import polars as pl
+
+    from infergy.workload.nested import Nested, frames_of
+
+    names = {path: ".".join(names) for path, names in _fields(source, layout)[0].items()}
+    rows = Nested(path=source.path).rows()
+    if source.kind == CSV:
+        rows = read_rows(source.path, tuple(itertools.chain(*source.names)), source.dialect.separator)
+    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     try:
-        if source.kind == CSV:
-            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.dialect.separator)
-        else:
-            parsed = parse_records(source.path, fields, lists)
+        frame = pl.concat([empty, *frames_of(rows, names)])
     except (OSError, EOFError, zlib.error):
         return None
-    names = tuple((field,) for field in fields)
-    held = replace(source, kind=POLARS, path=None, names=names, spelled={}, frame=parsed.frame.lazy())
-    return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
+    columns = tuple((path,) for path in names)
+    return build_table(replace(source, kind=POLARS, path=None, names=columns, spelled={}, frame=frame.lazy()), layout)
 
 
 def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str, ...]]:

@@ -267,7 +267,6 @@ class Trace:
         """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
         layout = self._joined(replace(self.layout, blocks=None, sessions=None) if layout is None else layout)
         table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
-        bad += table.fault_count
         if bad:
             from infergy.workload.faults import without_unreadable
 
