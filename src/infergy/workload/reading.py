@@ -110,19 +110,20 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
     with_output = rows.filter(pl.col("output_tokens") > 0)
     served = with_output.filter(pl.col("input_tokens") > 0)
     reason = AT_ONCE if at_once else _order_reason(table, served)
-    out_of_order = int((served[ARRIVAL_S].diff() < 0).sum()) if reason is None else 0
-    served = served.sort(ARRIVAL_S, maintain_order=True) if out_of_order else served
-    times = served[ARRIVAL_S].to_numpy() if reason is None else None
-    if times is not None and len(times) and origin_s is None:
-        origin_s = float(times[0])
+    out_of_order, times = 0, None
+    if reason is None:
+        out_of_order = int((served[ARRIVAL_S].diff() < 0).sum())
+        served = served.sort(ARRIVAL_S, maintain_order=True)
+        times = served[ARRIVAL_S].to_numpy()
+        origin_s = float(times[0]) if origin_s is None and len(times) else origin_s or 0.0
     after, gap_s, lost = _sessions(table, served)
     lacking = {name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()}
-    lacking |= {"without_session": lacking["without_session"] + lost} if lost else {}
+    lacking["without_session"] = lacking.get("without_session", 0) + lost
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
         output_tokens=served["output_tokens"].to_numpy(),
-        arrival_s=None if times is None else times - (origin_s or 0.0),
+        arrival_s=times if times is None else times - origin_s,
         order_reason=reason,
         cached_tokens=_cached(served),
         prefix_blocks=_prefix_blocks(table, served),
@@ -137,7 +138,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             **lacking,
         ),
         lengths_from=table.source.lengths_from,
-        origin_unix_s=origin_s if reason is None and (origin_s or 0.0) >= EARLIEST_DATE_S else None,
+        origin_unix_s=origin_s if reason is None and origin_s >= EARLIEST_DATE_S else None,
     )
 
 

@@ -142,8 +142,6 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
     bad = int(facts["rows"]) - int(facts["good"] or 0) or untimed
     if bad or not outputs:
         return None, failed * (not bad), bad
-    if table.arrival == ARRIVAL_S and facts["timed"]:
-        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     inputs = LengthSummary.from_counts((int(row["input_tokens"]), int(row["n"])) for row in by_input)
     cached_tokens, cached_share = _cached(facts, inputs.total)
     duration_s, reason = _duration(table, requests, facts)
@@ -190,7 +188,9 @@ def _cached(facts: dict[str, Any], input_tokens: int) -> tuple[int | None, float
 
 
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:
-    """Seconds between the ends, and why there are none or why they give no rate."""
+    """Seconds between the ends, and why there are none or why they give no rate; errors as of `check_arrivals`."""
+    if table.arrival == ARRIVAL_S and facts["timed"]:
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
     if table.source.lengths_from is not None and not table.layout.time:
         return None, "its lengths are drawn, without arrivals"
     if not table.layout.time:

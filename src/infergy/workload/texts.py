@@ -126,11 +126,11 @@ def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
     messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), [])
     if isinstance(messages, str):
-        messages = [] if messages.strip().isdigit() else [{"role": "user", "content": messages}]
-    turns = [turn for turn in map(_turn, messages) if turn]
+        messages = [{"role": "user", "content": messages}] * (not messages.strip().isdigit())
+    turns = list(filter(None, map(_turn, messages)))
     answer = _first(record, _ANSWERS)
     if turns and not turns[-1][0] and answer is not None:
-        is_length = type(answer) in (int, str) and _LENGTH.fullmatch(str(answer))
+        is_length = _LENGTH.fullmatch(str(answer)) and not isinstance(answer, float)
         turns.append((True, int(answer) if is_length else _text(answer), None))
     return turns if any(turn[0] for turn in turns) else []
 
