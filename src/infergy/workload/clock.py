@@ -83,8 +83,9 @@ def find_unit(
     if declared_s is not None:
         basis = _basis_of_format(rate_per_s / declared_s, requests, varies=varies)
         declared = {size: unit for unit, size in UNITS_S.items()}.get(declared_s, "s")
-        unit = likely if basis == RATE else declared
-        return None if likely is None or basis is None else TimeUnit(column=column, unit=unit, basis=basis)
+        if likely is None or basis is None:
+            return None
+        return TimeUnit(column=column, unit=likely if basis == RATE else declared, basis=basis)
     return _unit_of_unknown(column, low, high, requests, likely)
 
 

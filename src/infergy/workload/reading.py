@@ -138,7 +138,7 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             **lacking,
         ),
         lengths_from=table.source.lengths_from,
-        origin_unix_s=origin_s if reason is None and origin_s >= EARLIEST_DATE_S else None,
+        origin_unix_s=origin_s if reason is None and (origin_s or 0.0) >= EARLIEST_DATE_S else None,
     )
 
 

@@ -328,7 +328,6 @@ class Sample:
         requests: Requests of the whole trace; `input_tokens` and `output_tokens` the same.
         duration_s: From the first arrival to the last; None if arrivals are unknown.
         relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
-            Of a histogram, the difference that rounding its bins' shares leaves.
     """
 
     source: str

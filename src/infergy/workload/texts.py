@@ -124,7 +124,7 @@ def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
-    messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), [])
+    messages: Any = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), [])
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}] * (not messages.strip().isdigit())
     turns = list(filter(None, map(_turn, messages)))
