@@ -28,6 +28,7 @@ $(VENV)/lint.stamp: $(VENV)/test.stamp
 
 demo: $(VENV)/run.stamp ## Set up, then estimate the energy of a real trace
 	$(BIN)/infergy estimate azure-conv-2023
+	@echo 'Next: . $(BIN)/activate; infergy --help'
 
 test: $(VENV)/test.stamp ## Set up, then run the tests (no GPU, no network)
 	$(BIN)/python -m pytest -n auto -m "not slow"

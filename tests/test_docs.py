@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import runpy
@@ -14,10 +15,13 @@ import typer.main
 
 from infergy.cli import app
 from infergy.estimates.latency import LATENCY_SD, Z90
+from infergy.records.store import read_store
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "README", "replay", "serving")
+]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write"}
 OF_VLLM = {
@@ -63,6 +67,16 @@ def test_each_measured_replay_was_predicted() -> None:
     assert (errors[8] + errors[9]) / 2 <= 0.015
     assert 0.04 < errors[-1] < 0.048
     assert all(run.inside[0] for run in runs)
+
+
+def test_each_measured_cell_of_other_models_was_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    models = runpy.run_path(str(BENCHMARKS / "models.py"))
+    predicted = json.loads((BENCHMARKS / "models/h200-predictions.json").read_text(encoding="utf-8"))
+    rows = [row for path in models["HERE"].glob("*.jsonl") for row in read_store(path).rows]
+    assert {row.cell.id for row in rows} <= set(predicted)
+    assert len(rows) == 28
+    models["main"]([])
+    assert capsys.readouterr().out in (ROOT / "docs/measurements.md").read_text(encoding="utf-8")
 
 
 def test_intervals_of_latencies_contain_nine_of_ten_measured_ones() -> None:
