@@ -10,14 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
-from infergy.workload.formats import AND, Usage
+from infergy.workload.formats import AND, CHUNK, KIND, Usage
 from infergy.workload.table import INTEGER, TEXT, Table
 
 if TYPE_CHECKING:
     import polars as pl
 
-KIND, CHUNK = "object", ".chunk"
-"""The field that says what a record is, and the end of its value where it is a chunk."""
 _MOST_COPIES = 20
 """Of an answer, all with its last counts: more rows of an id are requests, and the id is of something else."""
 

@@ -19,6 +19,8 @@ from typing import Any
 from infergy.errors import UsageError
 
 NAMED = "columns"
+KIND, CHUNK = "object", ".chunk"
+"""The field that says what a record is, and the end of its value where it is a chunk of an answer."""
 AND = " + "
 """Between the columns of a sum, and of a date and its time."""
 _RUNNING_SUM = re.compile(r"(?i)total|cumul|aggregat")

@@ -15,10 +15,10 @@ from typing import TypeVar
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.counts import Rows, number_of
-from infergy.workload.evidence import KIND
 from infergy.workload.formats import (
     AND,
     GAPS,
+    KIND,
     NAMED,
     BlockColumn,
     Columns,

@@ -20,7 +20,6 @@ from infergy.errors import DataError, UsageError
 from infergy.units import count_of
 from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
-from infergy.workload.evidence import find_beside, find_chunks, find_repeating
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
 from infergy.workload.locate import find
@@ -222,6 +221,8 @@ class Trace:
         if self.origin.is_spark:
             return replace(self, layout=layout)
         if any(usage.either for usage in layout.usages):
+            from infergy.workload.evidence import find_beside
+
             _, (usages, assumed) = self._readable(find_beside, layout)
             trace = replace(self, layout=replace(self.layout, usages=usages), assumed=assumed)
         if layout.time and infers_unit:
@@ -233,6 +234,8 @@ class Trace:
     def _joined(self, layout: Layout) -> Layout:
         """A layout whose rows that repeat an answer are joined: all rows are looked at once, when they are read."""
         if layout.others and layout.sums is None and not self.chunk:
+            from infergy.workload.evidence import find_chunks, find_repeating
+
             _, repeating = self._readable(find_repeating, Layout(name=layout.name, others=layout.others))
             of_all = replace(layout, others=repeating, time=())
             self.chunk.append(self._readable(find_chunks, of_all)[1] if repeating else (None, ""))
