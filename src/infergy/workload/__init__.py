@@ -14,30 +14,9 @@ if TYPE_CHECKING:
     from infergy.workload.tasks import TaskOptions
     from infergy.workload.trace import Trace, open_requests, open_trace
 
-__all__ = [
-    "AxisCount",
-    "Bin",
-    "BinCount",
-    "Bins",
-    "Columns",
-    "Histogram",
-    "LengthSummary",
-    "Padding",
-    "PrefixBlocks",
-    "Requests",
-    "Sample",
-    "SetAside",
-    "TaskOptions",
-    "Trace",
-    "TraceSummary",
-    "Window",
-    "find_histogram",
-    "format_names",
-    "open_requests",
-    "open_trace",
-    "requests_of_histogram",
-    "shipped_traces",
-]
+__all__ = ["AxisCount", "Bin", "BinCount", "Bins", "Columns", "Histogram", "LengthSummary", "Padding", "PrefixBlocks"]
+__all__ += ["Requests", "Sample", "SetAside", "TaskOptions", "Trace", "TraceSummary", "Window", "find_histogram"]
+__all__ += ["format_names", "open_requests", "open_trace", "requests_of_histogram", "shipped_traces"]
 
 _HOMES = {
     "bins": ("AxisCount", "Bin", "BinCount", "Bins", "Histogram"),

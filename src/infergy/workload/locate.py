@@ -31,6 +31,7 @@ from infergy.workload.source import (
     flat_row,
     flatten,
     of_frame,
+    unwrapped_name,
     without_panics,
 )
 
@@ -200,7 +201,7 @@ def _peek_json(first: str, path: Path, name: str, about: Mapping[str, str]) -> S
         return _of_nested(nested, name, about)
     source = Source(name=name, kind=JSONL, names=(), path=path, about=about, nested=nested)
     source = next(look_further(source, PEEKED_RECORDS))
-    return _with_records(source, _further_down(source)).unwrapped().with_texts()
+    return _with_records(source, _further_down(source)).respelled(unwrapped_name).with_texts()
 
 
 def look_further(source: Source, records: int = PEEKED_RECORDS * _MORE) -> Iterator[Source]:
@@ -288,7 +289,7 @@ def _of_nested(nested: Nested, name: str, about: Mapping[str, str]) -> Source:
     rows = tuple(row for row in itertools.islice(nested.rows(), PEEKED_RECORDS) if not isinstance(row, Fault))
     names = tuple((field,) for field in dict.fromkeys(itertools.chain.from_iterable(rows)))
     source = Source(name=name, kind=UNPACKED, names=names, rows=rows, path=nested.path, about=about, nested=nested)
-    return source.unwrapped()
+    return source.respelled(unwrapped_name)
 
 
 def _parquet_schema(path: Path) -> Mapping[str, Any]:

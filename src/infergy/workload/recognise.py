@@ -36,7 +36,7 @@ from infergy.workload.formats import (
 )
 from infergy.workload.guess import guess_columns
 from infergy.workload.locate import look_further, nested_readings, text_readings
-from infergy.workload.source import Source
+from infergy.workload.source import Source, plain_name
 
 _SHOWN_FIELDS = 20
 _SHOWN_CHARACTERS = 80
@@ -65,7 +65,7 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
     origin = origin.peeked({*names_of("counts"), *names_of("buckets"), *names_of("periods")})
     others = nested_readings(origin), text_readings(origin), _without_texts(origin), look_further(origin)
     unknown: DataError | None = None
-    for reading in itertools.chain([origin], *others, origin.respelled()):
+    for reading in itertools.chain([origin], *others, [origin.respelled(plain_name)]):
         try:
             layout = settle(
                 reading.fields,
@@ -101,13 +101,7 @@ def _without_texts(origin: Source) -> Iterator[Source]:
 
 
 def settle(
-    fields: Collection[str],
-    *,
-    source: str,
-    records: bool,
-    wanted: str | None,
-    columns: Columns | None,
-    rows: Rows = (),
+    fields: Collection[str], *, source: str, records: bool, wanted: str | None, columns: Columns | None, rows: Rows = ()
 ) -> Layout:
     """The columns of a log: recognised from the fields it has, or named; columns that the user names go first.
 

@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
 from infergy.workload.histograms import all_counts, requests_of_histogram
-from infergy.workload.requests import (
-    WHOLE_REQUESTS,
-    Requests,
-    Sample,
-    SetAside,
-    Window,
-    whole,
-)  # fmt: skip
+from infergy.workload.requests import WHOLE_REQUESTS, Requests, Sample, SetAside, Window, whole  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np

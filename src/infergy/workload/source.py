@@ -57,7 +57,7 @@ class Source:
     names: tuple[Names, ...]
     path: Path | None = None
     frame: Any = None
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: tuple[dict[str, Any], ...] = ()
     texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nested: Nested | None = None
     spelled: Mapping[str, Names] = field(default_factory=dict)
@@ -119,23 +119,12 @@ class Source:
             outer, taken = (*outer, name), taken + name.count(".") + 1
         return (*outer, *split[taken:])
 
-    def respelled(self) -> Iterator[Source]:
-        """The same with the names of its columns in small letters: ``# Input Tokens`` is ``input_tokens`` too."""
-        if spelled := self._spelled(_plain_name):
-            yield self._with_spelled(spelled)
-
-    def unwrapped(self) -> Source:
-        """The same whose extended JSON, as of MongoDB, has the fields of plain JSON: ``at.$date`` is ``at`` too."""
-        return self._with_spelled(self._spelled(_unwrapped_name))
-
-    def _spelled(self, spell: Callable[[str], str]) -> dict[str, Names]:
+    def respelled(self, spell: Callable[[str], str]) -> Source:
+        """The same with the fields that its own are in another spelling, too."""
         fields = set(self.fields)
         plain = {spell(".".join(names)): names for names in reversed(self.names)}
-        return {name: names for name, names in plain.items() if name not in fields}
-
-    def _with_spelled(self, spelled: Mapping[str, Names]) -> Source:
-        own = {name: ".".join(names) for name, names in spelled.items()}
-        rows = ({**row, **{name: row[path] for name, path in own.items() if path in row}} for row in self.rows)
+        spelled = {name: names for name, names in plain.items() if name not in fields}
+        rows = (row | {name: row.get(".".join(names)) for name, names in spelled.items()} for row in self.rows)
         return replace(self, spelled={**self.spelled, **spelled}, rows=tuple(rows)) if spelled else self
 
     def peeked(self, marks: Collection[str]) -> Source:
@@ -184,11 +173,13 @@ def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(names): value for names, value in values_in(record)}
 
 
-def _plain_name(path: str) -> str:
+def plain_name(path: str) -> str:
+    """A name in small letters: ``input_tokens`` of ``# Input Tokens``."""
     return re.sub(r"[^a-z0-9.]+", "_", path.lower()).strip("_")
 
 
-def _unwrapped_name(path: str) -> str:
+def unwrapped_name(path: str) -> str:
+    """The field that one of extended JSON, as of MongoDB, is in plain JSON: ``at`` of ``at.$date``."""
     return re.sub(r"\.\$(date|oid|number(Int|Long|Double|Decimal))\b", "", path)
 
 

@@ -245,23 +245,23 @@ class Table:
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
-        columns = []
+        columns = {}
         if blocks is not None:
             ids = self.column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
                 ids = numbers_of(x, ids)
-            columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
+            columns["block_ids"] = ids.cast(x.List(x.Int64), strict=False)
             if blocks.within is not None:
-                columns.append(self.column(blocks.within).cast(x.String).alias("block_scope"))
+                columns["block_scope"] = self.column(blocks.within).cast(x.String)
         if sessions is not None:
-            for name, path in (("session", sessions.id), ("parent", sessions.parent)):
-                if path is not None:
-                    text = self.column(path).cast(x.String)
-                    columns.append(x.when(text != "").then(text).alias(name))
-            for name, path in (("gap_s", sessions.gap), ("elapsed_s", sessions.elapsed)):
-                if path is not None:
-                    columns.append(self.column(path).cast(x.Float64, strict=False).alias(name))
-        return columns
+            texts = {"session": sessions.id, "parent": sessions.parent}
+            texts = {name: self.column(path).cast(x.String) for name, path in texts.items() if path is not None}
+            columns |= {name: x.when(text != "").then(text) for name, text in texts.items()}
+            times = {"gap_s": sessions.gap, "elapsed_s": sessions.elapsed}
+            columns |= {
+                name: self.column(p).cast(x.Float64, strict=False) for name, p in times.items() if p is not None
+            }
+        return [column.alias(name) for name, column in columns.items()]
 
     def _number(self, path: str) -> Any:
         """Numbers as fractions; of text, null for all else."""
@@ -379,12 +379,11 @@ def _kind(dtype: Any) -> str:
 
 def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
     good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
-    parts = {axis: [path for one in layout.usages for path in getattr(one, axis)] for axis in ("input", "output")}
-    for axis, paths in (*parts.items(), ("cached", layout.cached)):
-        for path in paths:
-            if kinds[path] not in good:
-                message = (
-                    f"{source.name}: column {path!r} is of type {types[path]}, expected whole numbers of tokens. "
-                    f"Convert it, or name another: --{axis}-column NAME"
-                )
-                raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
+    axes = {"input": [one.input for one in layout.usages], "output": [one.output for one in layout.usages]}
+    for axis, sums in {**axes, "cached": [layout.cached]}.items():
+        for path in (path for path in itertools.chain(*sums) if kinds[path] not in good):
+            message = (
+                f"{source.name}: column {path!r} is of type {types[path]}, expected whole numbers of tokens. Convert "
+                f"it, or name another: --{axis}-column NAME"
+            )
+            raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])

@@ -24,13 +24,7 @@ from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
 from infergy.workload.locate import find
 from infergy.workload.recognise import recognise, settle
-from infergy.workload.requests import (
-    SAMPLING_ERROR,
-    WHOLE_REQUESTS,
-    Requests,
-    Sample,
-    whole,
-)
+from infergy.workload.requests import SAMPLING_ERROR, WHOLE_REQUESTS, Requests, Sample, whole
 from infergy.workload.source import FRAME, Source
 
 if TYPE_CHECKING:
