@@ -71,8 +71,9 @@ def find_repeating(table: Table) -> tuple[str, ...]:
             is_chunk = text.str.ends_with(CHUNK).fill_null(False)
             facts.append(is_chunk.cast(x.Int64).sum().alias(f"repeats{n}"))
         else:
-            # Whether nulls are a unique value depends on the engine: here they are one text.
-            facts += [text.fill_null("").n_unique().alias(f"unique{n}"), text.count().alias(f"known{n}")]
+            # Hashes are counted in half the time. Nulls are one unique value, in any engine.
+            texts = text.fill_null("").hash() if table.is_polars else text.fill_null("")
+            facts += [texts.n_unique().alias(f"unique{n}"), text.count().alias(f"known{n}")]
     ((counted,),) = table.collect(table.frame.select(*facts))
     for n in range(len(paths)):
         if (known := counted.get(f"known{n}")) is not None:

@@ -10,6 +10,7 @@ from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
 from infergy.workload.counts import is_no_count
+from infergy.workload.formats import AND
 from infergy.workload.table import ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def explain(table: Table, leave_out: str) -> DataError:
         parts.append(f"{count:,} of {of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
     if "cached" in bad:
-        flags += ", or count them beside the input: --input-column INPUT+CACHED"
+        usage = next(usage for usage in layout.usages if usage.cached)
+        flags += f", or count them beside the input: --input-column '{AND.join((*usage.input, *usage.cached[0]))}'"
     return DataError(
         f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
         f"{leave_out}",

@@ -6,7 +6,6 @@ numbers that JSON does not have (NaN) or that do not fit 128 bits, in whichever 
 
 from __future__ import annotations
 
-import codecs
 import csv
 import errno
 import gzip
@@ -74,7 +73,7 @@ def reject_bomb(path: Path) -> None:
 def read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | Fault]:
     """The records of lines that are not blank; numbers as text, NaN and infinity as None."""
     for number, text in enumerate(lines, start=1):
-        line = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
+        line = text
         if line.startswith(EVENTS):
             line = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if not line.strip() or line == b"[DONE]":

@@ -74,7 +74,8 @@ class Nested:
             if isinstance(record, Fault):
                 yield record
             else:
-                yield from _unpack(_plain(record), self.nest)
+                plain = _plain(record)
+                yield from _rows_of(_parallel(plain)) if self.nest == LISTS else _unpack(plain, self.nest)
 
     def frame(self, fields: tuple[str, ...]) -> pl.LazyFrame:
         """The rows as text, lazily; a line that is none has its fault in each field."""
@@ -153,25 +154,20 @@ def _parallel(record: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: value for key, value in lists.items() if len(value) == longest}
 
 
+def _rows_of(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
 def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    if nest == LISTS:
-        columns = _parallel(record)
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, values, strict=True))
-        return
     own = {".".join(names): value for names, value in values_in(record)}
     if not nest:
         yield own
         return
     around = {name: value for name, value in own.items() if not isinstance(value, list)}
-    for inner in filter(_is_record, own.get(nest[0]) or ()):
+    for inner in (value for value in own.get(nest[0]) or () if isinstance(value, dict)):
         # A request of an agent may hold those of agents below it, in the same way.
         deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
         yield from ({**around, **row} for row in _unpack(inner, deeper))
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -158,18 +158,11 @@ def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUES
         return sample
     weight = total / len(requests)
     inputs, outputs = sum(count.input_tokens for count in bins), sum(count.output_tokens for count in bins)
-    errors = [
-        abs(weight * drawn - true) / max(true, 1)
-        for drawn, true in ((sample.input_tokens, inputs), (sample.output_tokens, outputs))
-    ]
-    return replace(
-        sample,
-        windows=(replace(sample.windows[0], weight=weight),),
-        requests=total,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        relative_se=max(errors),
-    )
+    pairs = (sample.input_tokens, inputs), (sample.output_tokens, outputs)
+    relative_se = max(abs(weight * drawn - true) / max(true, 1) for drawn, true in pairs)
+    windows = (replace(sample.windows[0], weight=weight),)
+    own = replace(sample, windows=windows, relative_se=relative_se)
+    return replace(own, requests=total, input_tokens=inputs, output_tokens=outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,9 +258,7 @@ class Table:
             texts = {name: self.column(path).cast(x.String) for name, path in texts.items() if path is not None}
             columns |= {name: x.when(text != "").then(text) for name, text in texts.items()}
             times = {"gap_s": sessions.gap, "elapsed_s": sessions.elapsed}
-            columns |= {
-                name: self.column(p).cast(x.Float64, strict=False) for name, p in times.items() if p is not None
-            }
+            columns |= {name: self._number(path) for name, path in times.items() if path is not None}
         return [column.alias(name) for name, column in columns.items()]
 
     def _number(self, path: str) -> Any:
