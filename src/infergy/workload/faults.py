@@ -10,7 +10,7 @@ from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
 from infergy.workload.counts import is_no_count
-from infergy.workload.formats import AND
+from infergy.workload.formats import AND, Layout
 from infergy.workload.table import ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ def explain(table: Table, leave_out: str) -> DataError:
         what = "requests" if axis == "requests" else f"{axis} tokens"
         parts.append(f"{count:,} of {of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
-    if "cached" in bad:
-        usage = next(usage for usage in layout.usages if usage.cached)
-        flags += f", or count them beside the input: --input-column '{AND.join((*usage.input, *usage.cached[0]))}'"
+    flags += _advice_to_add(layout) if "cached" in bad else ""
     return DataError(
         f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
         f"{leave_out}",
@@ -135,6 +133,12 @@ def explain(table: Table, leave_out: str) -> DataError:
         trace=table.source.name,
         rows=bad,
     )
+
+
+def _advice_to_add(layout: Layout) -> str:
+    """How to count cached tokens beside the input."""
+    (usage, *_) = (usage for usage in layout.usages if usage.cached)
+    return f", or count them beside the input: --input-column '{AND.join((*usage.input, *usage.cached[0]))}'"
 
 
 def _first_rows(table: Table, rows: Any, condition: Any) -> list[dict[str, Any]]:
