@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import polars as pl
 import pytest
 from hypothesis import given
@@ -113,6 +114,16 @@ def test_what_no_row_says_is_assumed_with_the_option_to_change_it(tmp_path: Path
     named = open_trace(path, columns=Columns(input="input_tokens + cache_read_tokens"))
     assert (named.describe().input.total, named.assumed) == (13, ())
     assert table(path, "input_tokens,cache_read_tokens,output_tokens\n9,0,3\n").assumed == ()
+
+
+@pytest.mark.parametrize("rest", [4, 12])
+def test_frames_of_other_libraries_say_it_too(rest: int) -> None:
+    frame = pl.DataFrame({"input_tokens": [9, rest], "cache_read_tokens": [4, 5], "output_tokens": [3, 3]})
+    expected = 9 + rest + (9 if rest < 5 else 0)
+    for held in (frame.to_pandas(), frame.to_arrow(), duckdb.from_arrow(frame.to_arrow())):
+        trace = open_trace(held)
+        assert trace.describe().input.total == expected
+        assert len(trace.assumed) == (rest >= 5)
 
 
 def test_rows_that_contradict_each_other_are_rejected(tmp_path: Path) -> None:

@@ -212,13 +212,13 @@ class Trace:
         """The same with what its rows say of its input and of the unit of its arrivals."""
         trace, layout = self, replace(self.layout, others=())
         self._table(layout)
-        if self.origin.is_spark:
-            return replace(self, layout=layout)
         if any(usage.either for usage in layout.usages):
             from infergy.workload.evidence import find_beside
 
             _, (usages, assumed) = self._readable(find_beside, layout)
             trace = replace(self, layout=replace(self.layout, usages=usages), assumed=assumed)
+        if self.origin.is_spark:
+            return replace(trace, layout=replace(trace.layout, others=()))
         if layout.time and infers_unit:
             _, unit = self._readable(infer_unit, layout)
             if unit is not None:
