@@ -69,6 +69,12 @@ def test_an_id_of_something_else_joins_nothing(tmp_path: Path) -> None:
     assert "1 of the 3 ids" in some.describe().assumed[0]
 
 
+def test_an_id_in_hundreds_may_be_used_twice(tmp_path: Path) -> None:
+    copies = [answer(f"a{n}", 9, 3) for n in range(300) for _ in range(2)]
+    used = [answer("b", 9, 3), answer("b", 10, 3)]
+    assert log(tmp_path / "log.jsonl", *copies, *used).histogram().requests == 301
+
+
 def test_frames_whose_rows_repeat_an_answer_need_polars(tmp_path: Path) -> None:
     frame = pl.DataFrame({"id": ["a", "a", "b"], "input_tokens": [9, 9, 8], "output_tokens": [3, 3, 2]})
     assert open_trace(frame).histogram().requests == 2

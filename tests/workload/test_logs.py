@@ -249,6 +249,7 @@ LOGS = {
     "mongodb": Log("openai", lines(*({"created_at": {"$date": {"$numberLong": str(1_700_000_000_000 + at)}}, "prompt_tokens": {"$numberInt": "9"}, "completion_tokens": {"$numberInt": "3"}} for at in (0, 2000))), 2, 18, 6, None, 2.0),
     "mongodb, relaxed": Log("openai", json.dumps([{"created_at": {"$date": f"2026-01-01T00:00:0{at}Z"}, "prompt_tokens": 9, "completion_tokens": 3} for at in (0, 2)]), 2, 18, 6, None, 2.0, 0, "json"),
     "date and time": Log("openai", "Date,Time,prompt_tokens,completion_tokens\n03/14/2026,10:00:00 AM,9,3\n03/14/2026,10:00:05 PM,9,3\n", 2, 18, 6, None, 43_205.0, 0, "csv"),
+    "date and time beside a timestamp": Log("openai", "date,time,timestamp,prompt_tokens,completion_tokens\n2026-03-14,10:00:00,100,9,3\n2026-03-14,10:00:05,103,9,3\n", 2, 18, 6, None, 3.0, 0, "csv"),
     "one json list": Log("openai", json.dumps([chat(9, 3), chat(1, 1)]), 2, 10, 4, None, None, 0, "json"),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ from infergy.workload.table import INTEGER, TEXT, Table
 if TYPE_CHECKING:
     import polars as pl
 
+_NEARLY_ALL = 0.99
+"""Share of the ids that several rows have that are of one prompt, where the column is of the ids of answers."""
 _MOST_COPIES = 20
 """Of an answer, all with its last counts: more rows of an id are requests, and the id is of something else."""
 
@@ -103,7 +105,7 @@ def find_chunks(table: Table) -> tuple[str | None, str]:
                 raise DataError(message, code="bad-trace", trace=table.source.name)
             continue
         repeats, answers = _answers(_held(table, rows), 0 if is_inner else _MOST_COPIES)
-        if repeats == answers:
+        if answers >= _NEARLY_ALL * repeats:
             return path, ""
         if answers and not assumed:
             assumed = f"{answers:,} of the {repeats:,} ids that {path!r} repeats have one prompt, the others several: "

@@ -289,7 +289,8 @@ class _Log:
         found = sorted(self._named_as_arrivals(place))
         plain = {name: path for *_, name, path in reversed(found)}
         dates, times = (self._values(plain.get(name, "")) for name in ("date", "time"))
-        if dates and any(map(_TIME_OF_DAY.fullmatch, times)) and ":" not in dates[0]:
+        is_split = dates and any(map(_TIME_OF_DAY.fullmatch, times)) and ":" not in dates[0]
+        if is_split and found[0][2] in ("date", "time"):
             return (f"{plain['date']}{AND}{plain['time']}",)
         return tuple(path for *_, path in found[:1])
 
