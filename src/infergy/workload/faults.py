@@ -77,15 +77,22 @@ def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -
 
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
     """The error for a log in which some requests have an arrival and others have none."""
-    return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
-        f"{in_words(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, serve all at once: --all-at-once"
-        f"{advice_to_leave_out(untimed, requests)}",
-        code="no-arrivals",
-        trace=table.source.name,
-        untimed=untimed,
-    )
+    why = f"arrivals missing in part{rows}: {why_untimed(table, untimed, requests)}"
+    fix = f"Correct these rows, serve all at once: --all-at-once{advice_to_leave_out(untimed, requests)}"
+    message = f"{table.source.name}: {why}. {fix}"
+    return DataError(message, code="no-arrivals", trace=table.source.name, untimed=untimed)
+
+
+def why_untimed(table: Table, untimed: int, requests: int) -> str | None:
+    """Why so many requests have no arrival; None if all have one."""
+    if table.arrival is None:
+        drawn = "its lengths are drawn, without arrivals"
+        return drawn if table.source.lengths_from else "no column of arrivals; name one with --time-column NAME"
+    if not untimed:
+        return None
+    expected = "text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "datetimes"
+    what = f"{untimed:,} of {count_of(requests, 'request')} have no arrival in {in_words(table.layout.time)}"
+    return f"{what}; expected numbers or {expected}, or another column: --time-column NAME"
 
 
 def advice_to_leave_out(part: int, rows: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.faults import ROW, arrivals_missing, check_arrivals, in_words, row_numbers
+from infergy.workload.faults import ROW, arrivals_missing, check_arrivals, row_numbers, why_untimed
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
 from infergy.workload.table import ARRIVAL, ARRIVAL_S, Table
 
@@ -162,25 +162,15 @@ def unlinked(table: Table) -> dict[str, pl.Expr]:
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
-    import numpy as np
-    import polars as pl
-
-    if table.source.lengths_from is not None and table.arrival is None:
-        return "its lengths are drawn, without arrivals"
     if table.arrival is None:
-        return "no column of arrivals; name one with --time-column NAME"
-    times = served[ARRIVAL_S].drop_nulls().to_numpy()
-    times = times[np.isfinite(times)]
-    if table.arrival == ARRIVAL_S and len(times):
-        check_arrivals(table, float(times.min()), float(times.max()), len(times))
-    untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
-    if not len(untimed):
-        return None
-    if len(untimed) == len(served):
-        return (
-            f"no request has an arrival in {in_words(table.layout.time)}; name another column with --time-column NAME"
-        )
-    raise arrivals_missing(table, len(untimed), len(served), f" ({row_numbers(untimed)})")
+        return why_untimed(table, 0, 0)
+    is_known = served[ARRIVAL_S].is_finite().fill_null(False)
+    times, untimed = served[ARRIVAL_S].filter(is_known), served.filter(~is_known)
+    if len(times):
+        check_arrivals(table, float(times.min()), float(times.max()), len(times))  # type: ignore[arg-type]
+    if 0 < len(untimed) < len(served):
+        raise arrivals_missing(table, len(untimed), len(served), f" ({row_numbers(untimed)})")
+    return why_untimed(table, len(untimed), len(served))
 
 
 def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:

@@ -11,9 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.units import count_of
 from infergy.workload.clock import TimeUnit
-from infergy.workload.faults import check_arrivals
+from infergy.workload.faults import check_arrivals, why_untimed
 from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
@@ -191,18 +190,9 @@ def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float
     """Seconds between the ends, and why there are none or why they give no rate; errors as of `check_arrivals`."""
     if table.arrival == ARRIVAL_S and facts["timed"]:
         check_arrivals(table, facts["first"], facts["last"], facts["timed"])
-    if table.source.lengths_from is not None and not table.layout.time:
-        return None, "its lengths are drawn, without arrivals"
-    if not table.layout.time:
-        return None, "no column of arrivals; name one with --time-column NAME"
-    untimed = requests - int(facts["timed"])
-    if untimed:
-        names = " or ".join(repr(path) for path in table.layout.time)
-        expected = (
-            "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
-        )
-        reason = f"{untimed:,} of {count_of(requests, 'request')} have no arrival in {names}"
-        return None, f"{reason}; expected {expected}, or another column: --time-column NAME"
+    reason = why_untimed(table, requests - int(facts.get("timed", 0)), requests)
+    if reason is not None:
+        return None, reason
     span = facts["last"] - facts["first"]
     duration_s = float(span.total_seconds() if isinstance(span, timedelta) else span)
     return duration_s, None if duration_s else "all requests arrive at the same instant: there is no rate"
