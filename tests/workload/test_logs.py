@@ -484,6 +484,18 @@ def test_rows_with_times_of_their_own_are_no_sums(tmp_path: Path) -> None:
     assert open_trace(path, format="tokens").histogram().requests == 1
 
 
+def test_a_date_and_its_time_are_joined_where_polars_reads_them(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"date": ["2026-03-14"] * 2, "time": ["10:00:00", "10:00:05"]}
+    frame = pl.DataFrame(columns | {"prompt_tokens": [9, 9], "completion_tokens": [3, 3]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    for source in (frame, tmp_path / "log.parquet"):
+        assert open_trace(source).describe().duration_s == 5.0
+        assert open_trace(source, columns=Columns(time="date + time")).describe().duration_s == 5.0
+    assert "'date + time'" in str(open_trace(frame.to_pandas()).describe().arrival_reason)
+    with raises("no-column", column="clock"):
+        open_trace(frame, columns=Columns(time="date + clock"))
+
+
 def test_fractions_are_no_thousands(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     for text in ("1.234", "1.000", "1,5", "12,34"):

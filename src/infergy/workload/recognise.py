@@ -62,7 +62,7 @@ _UNITS_OF_NAMES = ("", "unixnano", "nanos", "nano", "ns", "us", "ms", "millis", 
 
 def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tuple[Source, Layout]:
     """A source and what its columns hold: the first of its readings that has known columns."""
-    origin = origin.peeked({*names_of("counts"), *names_of("buckets"), *names_of("periods")})
+    origin = origin.peeked({"time", *names_of("counts"), *names_of("buckets"), *names_of("periods")})
     others = nested_readings(origin), text_readings(origin), _without_texts(origin), look_further(origin)
     unknown: DataError | None = None
     for reading in itertools.chain([origin], *others, [origin.respelled(plain_name)]):

@@ -272,15 +272,16 @@ class Table:
 
     def _seconds_of(self, path: str) -> Any:
         x = self.x
-        if path not in self.kinds and self.is_polars:
+        kind = self.kinds.get(path, TEXT)
+        if kind == OTHER or (kind == TEXT and not self.is_polars):
+            return x.lit(None).cast(x.Float64)
+        if path not in self.kinds:
             # A date and its time, each in a column of its own.
             texts = [self.column(part).cast(x.String) for part in path.split(AND)]
             return x.coalesce(*instants(x, x.concat_str(texts, separator=" "), spelled=self.spelled))
-        column, kind = self.column(path), self.kinds[path]
+        column = self.column(path)
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
-        if kind == OTHER or (kind == TEXT and not self.is_polars):
-            return x.lit(None).cast(x.Float64)
         number = self._number(path) * (self.layout.time_unit_s or 1.0) - shift_s(self.layout.time_unit_s)
         return x.coalesce(number, *instants(x, column, spelled=self.spelled)) if kind == TEXT else number
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from infergy.errors import DataError, MissingError, UsageError
 from infergy.workload.lines import Fault
 from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
-
-if TYPE_CHECKING:
-    import polars as pl
 
 BLOCK_TOKENS = 16
 _KINDS = (JSONL, UNPACKED, PARQUET, POLARS)
@@ -47,27 +44,15 @@ def count_texts(source: Source, tokenizer: str) -> Source:
         message = f"{source.name}: --tokenizer counts the messages of JSON and Parquet, no columns of a table"
         raise UsageError(message, code="option-not-applicable", options=["--tokenizer"])
     encode = _load(tokenizer)
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_tokens", "output_tokens", "block_hashes", "arrival")}
-    conversations = []
-    for number, record in enumerate(_records(source)):
-        for *values, arrival in _requests(record, encode):
-            for column, value in zip(columns.values(), (*values, arrival), strict=True):
-                column.append(value)
-            conversations.append(number)
-    frame = _frame(columns, conversations)
-    words = f"texts counted by the tokenizer {tokenizer}, without a chat template"
-    return of_frame(source.name, POLARS, frame.lazy(), words)
-
-
-def _frame(columns: dict[str, list[Any]], conversations: list[int]) -> pl.DataFrame:
     import polars as pl
 
-    times = columns.pop("arrival")
-    schema: dict[str, Any] = {"input_tokens": pl.Int64, "output_tokens": pl.Int64, "block_hashes": pl.List(pl.Int64)}
-    frame = pl.DataFrame(columns, schema=schema).with_columns(conversation=pl.Series(conversations, dtype=pl.Int64))
-    if any(time is not None for time in times):
-        frame = frame.with_columns(arrival=pl.Series([None if time is None else str(time) for time in times]))
-    return frame
+    rows = [(n, *values) for n, record in enumerate(_records(source)) for values in _requests(record, encode)]
+    schema = {"conversation": pl.Int64, "input_tokens": pl.Int64, "output_tokens": pl.Int64}
+    schema |= {"block_hashes": pl.List(pl.Int64), "arrival": pl.String}  # type: ignore[dict-item]
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    frame = frame.drop("arrival") if frame["arrival"].null_count() == len(frame) else frame
+    words = f"texts counted by the tokenizer {tokenizer}, without a chat template"
+    return of_frame(source.name, POLARS, frame.lazy(), words)
 
 
 def _load(tokenizer: str) -> Encode:
@@ -103,14 +88,15 @@ def _records(source: Source) -> Iterator[Mapping[str, Any]]:
     yield from frame.select(sorted(names)).collect().iter_rows(named=True)
 
 
-def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, int, list[int], Any]]:
+def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, int, list[int], str | None]]:
     """Input, output, hashes of the prompt's whole blocks and arrival of each answer of a conversation."""
     prompt: list[int] = []
     hashes: list[int] = []
     asked = _first(record, _TIMES)
     for is_answer, text, time in _turns(record):
         if is_answer and prompt:
-            yield len(prompt), text if isinstance(text, int) else len(encode(text)), list(hashes), asked
+            answer = text if isinstance(text, int) else len(encode(text))
+            yield len(prompt), answer, list(hashes), None if asked is None else str(asked)
         asked = asked if is_answer or time is None else time
         prompt += () if isinstance(text, int) else encode(text)
         for start in range(len(hashes) * BLOCK_TOKENS, len(prompt) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
