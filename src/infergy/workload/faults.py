@@ -167,10 +167,8 @@ def _shown(axis: str, row: dict[str, Any]) -> str:
 
 
 def _value(raw: Any) -> str:
-    if isinstance(raw, str):
-        return repr(raw)
     # pandas has a NaN and an NA of its own for a missing value.
-    return "missing" if raw is None or str(raw) in ("nan", "<NA>") else str(raw)
+    return repr(raw) if isinstance(raw, str) else "missing" if str(raw) in ("None", "nan", "<NA>") else str(raw)
 
 
 def in_words(paths: tuple[str, ...]) -> str:

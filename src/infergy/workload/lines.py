@@ -72,8 +72,7 @@ def reject_bomb(path: Path) -> None:
 
 def read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | Fault]:
     """The records of lines that are not blank; numbers as text, NaN and infinity as None."""
-    for number, text in enumerate(lines, start=1):
-        line = text
+    for number, line in enumerate(lines, start=1):
         if line.startswith(EVENTS):
             line = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if not line.strip() or line == b"[DONE]":

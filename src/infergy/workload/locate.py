@@ -74,11 +74,10 @@ def find(source: Any, task: TaskOptions | None = None) -> Source:
     if isinstance(source, str) and source.startswith("task:"):
         return _make_task(source, task)
     if task is not None:
-        message = (
-            f"{source if isinstance(source, (str, Path)) else 'a frame'}: its requests are its own; --requests, --seed "
-            "and --tokenizer are for tasks, such as task:translation"
-        )
-        raise UsageError(message, code="option-not-applicable", options=["--requests", "--seed", "--tokenizer"])
+        what = source if isinstance(source, (str, Path)) else "a frame"
+        options = ["--requests", "--seed", "--tokenizer"]
+        message = f"{what}: its requests are its own; {', '.join(options)} are for tasks, such as task:translation"
+        raise UsageError(message, code="option-not-applicable", options=options)
     if not isinstance(source, (str, Path)):
         return _adopt(source)
     name = str(source)

@@ -33,15 +33,13 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     import polars as pl
 
     rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
+    served = pl.col("output_tokens") > 0
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
-    if table.arrival is not None and not (lenient or at_once):
-        bad = (
-            bad
-            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
-        )
+    if not bad and table.arrival is not None and not (lenient or at_once):
+        bad = rows.select(served & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
     if bad or failed == len(rows):
         return None, failed, bad
-    if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
+    if not rows.select((served & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
             f"column {table.label('input')}. Name another column: --input-column NAME"

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
@@ -64,26 +64,16 @@ def recognise(origin: Source, wanted: str | None, columns: Columns | None) -> tu
     """A source and what its columns hold: the first of its readings that has known columns."""
     origin = origin.peeked({"time", *names_of("counts"), *names_of("buckets"), *names_of("periods")})
     others = nested_readings(origin), text_readings(origin), _without_texts(origin), look_further(origin)
-    unknown: DataError | None = None
-    for reading in itertools.chain([origin], *others, [origin.respelled(plain_name)]):
+    options: dict[str, Any] = {"wanted": wanted, "columns": columns}
+    errors = []
+    for one in itertools.chain([origin], *others, [origin.respelled(plain_name)]):
         try:
-            layout = settle(
-                reading.fields,
-                source=reading.name,
-                records=reading.is_records,
-                wanted=wanted,
-                columns=columns,
-                rows=reading.rows,
-            )
+            return one, settle(one.fields, source=one.name, records=one.is_records, rows=one.rows, **options)
         except DataError as error:
             if error.code not in ("unknown-format", "no-column"):
                 raise
-            if unknown is None or len(error.fields.get("guess", ())) > len(unknown.fields.get("guess", ())):
-                unknown = error
-        else:
-            return reading, layout
-    assert unknown is not None
-    raise unknown
+            errors.append(error)
+    raise max(errors, key=lambda error: len(error.fields.get("guess", ())))
 
 
 def _without_texts(origin: Source) -> Iterator[Source]:

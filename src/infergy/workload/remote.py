@@ -19,13 +19,8 @@ HINTS = {
     "hf": "HF_TOKEN, where the dataset is private",
     "http": "none is needed, or it stands in the URL",
 }
-SCHEMES = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gs"),
-    **dict.fromkeys(("az", "azure", "abfs", "abfss", "adl"), "az"),
-    "hf": "hf",
-    **dict.fromkeys(("http", "https"), "http"),
-}
+_SCHEMES = {"s3": "s3 s3a", "gs": "gs gcs", "az": "az azure abfs abfss adl", "hf": "hf", "http": "http https"}
+SCHEMES = {scheme: store for store, schemes in _SCHEMES.items() for scheme in schemes.split()}
 CONNECT, STANDALONE = "sc://", "spark://"
 CONNECT_PORT, STANDALONE_PORT = 15002, 7077
 CONNECT_TIMEOUT_S = 5.0

@@ -181,14 +181,13 @@ class Slots:
 
     def windows(self, parts: Sequence[Requests], draw: Draw) -> tuple[Window, ...]:
         """The requests of the slots drawn as windows, their arrivals in seconds after the start of their slot."""
-        windows = []
-        for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
-            start_s = slot * self.size if self.is_timed else None
-            if requests.arrival_s is not None and start_s is not None:
-                requests = requests.starting_at(start_s)
-            duration_s = self.size if self.is_timed else None
-            windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
-        return tuple(windows)
+        starts = [slot * self.size if self.is_timed else None for slot in draw.slots.tolist()]
+        duration_s, weights = self.size if self.is_timed else None, draw.weights.tolist()
+        moved = [part if at is None else part.starting_at(at) for part, at in zip(parts, starts, strict=True)]
+        return tuple(
+            Window(requests=part, start_s=start_s, duration_s=duration_s, weight=weight)
+            for part, start_s, weight in zip(moved, starts, weights, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

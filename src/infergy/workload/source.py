@@ -6,9 +6,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +109,7 @@ class Source:
         if exact is not None or self.kind == UNPACKED:
             return exact or (path,)
         split = path.split(".")
-        alike = [_shared(".".join(names).split("."), split) for names in self.names]
+        alike = [len([*takewhile(bool, map(eq, ".".join(names).split("."), split))]) for names in self.names]
         shared = max(alike, default=0)
         outer: Names = ()
         taken = 0
@@ -204,11 +206,6 @@ def _inside(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str]
 
 def _json_path(names: Iterable[str]) -> str:
     return "$" + "".join(f"[{json.dumps(name)}]" for name in names)
-
-
-def _shared(path: Sequence[str], other: Sequence[str]) -> int:
-    """How many names two paths begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
 
 
 def of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:

@@ -119,7 +119,8 @@ class Trace:
         from infergy.workload.summary import summarise
 
         summary: TraceSummary = self._validated(summarise)
-        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=self._assumed)
+        assumed = (*self.assumed, *(note for _, note in self.chunk if note))
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=assumed)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -204,10 +205,6 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    @property
-    def _assumed(self) -> tuple[str, ...]:
-        return (*self.assumed, *(note for _, note in self.chunk if note))
-
     def _weighed(self, *, infers_unit: bool) -> Trace:
         """The same with what its rows say of its input and of the unit of its arrivals."""
         trace, layout = self, replace(self.layout, others=())
@@ -272,10 +269,8 @@ class Trace:
         if result is not None:
             return result
         if failed:
-            message = (
-                f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.label('output', self.origin.fields)}. Name another column: --output-column NAME"
-            )
+            what = f"none of {count_of(failed, 'request')} has output tokens in column {table.label('output')}"
+            message = f"{self.source}: {what}. Name another column: --output-column NAME"
             raise DataError(message, code="no-requests", trace=self.source, column=self.layout.usages[0].output[0])
         message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
