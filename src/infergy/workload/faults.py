@@ -65,14 +65,10 @@ def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -
         if span_s > 0 and MOST_PER_S * span_s <= requests - 1:
             wrong = f"are {(requests - 1) / span_s:,.0f} requests per second"
     if wrong:
-        raise DataError(
-            f"{table.source.name}: arrivals in {in_words(table.layout.time)} {wrong}{f' ({rows})' if rows else ''}. "
-            "Correct these rows, name the unit of the column: --time-unit ms (s, us, ns), or another column: "
-            "--time-column NAME",
-            code="bad-trace",
-            trace=table.source.name,
-            column=table.layout.time[0],
-        )
+        column, shown = in_words(table.layout.time), f" ({rows})" if rows else ""
+        fix = "name the unit of the column: --time-unit ms (s, us, ns), or another column: --time-column NAME"
+        message = f"{table.source.name}: arrivals in {column} {wrong}{shown}. Correct these rows, {fix}"
+        raise DataError(message, code="bad-trace", trace=table.source.name, column=table.layout.time[0])
 
 
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
@@ -110,10 +106,8 @@ def explain(table: Table, leave_out: str) -> DataError:
     """
     x, layout = table.x, table.layout
     rows = table.declared(lenient=True, raw=True)
-    wrong = {
-        axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False)
-        for axis in ("input", "output", "uncached")
-    }
+    axes = ("input", "output", "uncached")
+    wrong = {axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False) for axis in axes}
     # A bad input also makes the uncached part unreadable: it is reported as what it is.
     conditions = {"input": wrong["input"], "output": wrong["output"]}
     if layout.cached:
@@ -133,13 +127,9 @@ def explain(table: Table, leave_out: str) -> DataError:
         parts.append(f"{count:,} of {of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
     flags += _advice_to_add(layout) if "cached" in bad else ""
-    return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
-        f"{leave_out}",
-        code="bad-trace",
-        trace=table.source.name,
-        rows=bad,
-    )
+    fix = f"Correct or remove these rows, or name another column: {flags}{leave_out}"
+    message = f"{table.source.name}: {'; '.join(parts)}. {fix}"
+    return DataError(message, code="bad-trace", trace=table.source.name, rows=bad)
 
 
 def _advice_to_add(layout: Layout) -> str:
