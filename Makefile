@@ -60,6 +60,7 @@ bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1
 	$(BIN)/python benchmarks/trace_csv.py
 	$(BIN)/python benchmarks/trace_parquet.py
 	$(BIN)/python benchmarks/many_rows.py
+	$(BIN)/python benchmarks/watch_cost.py
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -36,6 +36,8 @@ OF_VLLM = {
     "--output-details",
 }
 OF_RAY = {"--head", "--address", "--resources"}
+# Of the servers that watch reads.
+OF_SERVERS = {"--enable-metrics", "--metrics", "--enable-mfu-metrics"}
 # The scoreboard has a command line of its own.
 PAGES_OF_OPTIONS = sorted({*PAGES, *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "scoreboard.md"})
 
@@ -108,7 +110,7 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES_OF_OPTIONS, ids=lambda page: page.name)
 def test_options_of_a_page_exist(page: Path) -> None:
-    known = set(options_of(typer.main.get_command(app))) | OF_BENCHMARKS | OF_VLLM | OF_RAY | {"--help"}
+    known = set(options_of(typer.main.get_command(app))) | OF_BENCHMARKS | OF_VLLM | OF_RAY | OF_SERVERS | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8"))) <= known
 
 
