@@ -122,6 +122,19 @@ def test_what_no_row_says_is_assumed_with_the_option_to_change_it(tmp_path: Path
     assert table(path, "input_tokens,cache_read_tokens,output_tokens\n9,0,3\n").assumed == ()
 
 
+def test_a_row_in_thousands_may_contradict_the_others(tmp_path: Path) -> None:
+    trace = table(tmp_path / "log.csv", CACHED + "9,4,0,3,12\n" * 2000 + "3,4,0,3,6\n")
+    summary = trace.describe()
+    assert (summary.requests, summary.input.total, summary.unreadable_rows) == (2000, 18_000, 1)
+
+
+def test_two_spellings_of_one_count_are_one(tmp_path: Path) -> None:
+    usage = {f"gen_ai.usage.{name}": 9000 for name in ("cache_read.input_tokens", "cache_read_input_tokens")}
+    usage |= {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 3}
+    summary = log(tmp_path / "log.jsonl", {"attributes": usage}).describe()
+    assert (summary.input.total, summary.cached_input_tokens) == (9005, 9000)
+
+
 @pytest.mark.parametrize("rest", [4, 12])
 def test_frames_of_other_libraries_say_it_too(rest: int) -> None:
     frame = pl.DataFrame({"input_tokens": [9, rest], "cache_read_tokens": [4, 5], "output_tokens": [3, 3]})

@@ -384,6 +384,7 @@ SUMS = {
     "deepseek": ("user_id,start_time_iso,end_time_iso,model,api_key_name,api_key,type,price,amount\nu,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,m,k,k,output_tokens,1,9\n", "csv", None),
     "ccusage": (json.dumps({"daily": [{"date": "2026-01-01", "inputTokens": 9, "outputTokens": 3, "cacheCreationTokens": 1, "cacheReadTokens": 2, "modelsUsed": ["m"]}]}), "json", None),
     "a day and n": ("day,n,input_tokens,output_tokens\n2026-01-01,40,9000,300\n2026-01-02,50,9000,300\n", "csv", "n"),
+    "capitals": ("Date,Requests,prompt_tokens,completion_tokens\n2026-01-01,4,9000,300\n", "csv", "Requests"),
     "a day, no count": ("day,input_tokens,output_tokens\n2026-01-01,9000,300\n2026-01-02,9000,300\n", "csv", None),
     "a date and a model": ("date,model,prompt_tokens,completion_tokens\n2026-01-01,a,9000,300\n2026-01-01,b,90,30\n", "csv", None),
     "hours as numbers": ("hour,input_tokens,output_tokens\n0,9000,300\n1,9000,300\n", "csv", None),
@@ -512,6 +513,10 @@ def test_names_in_other_spellings_are_read_in_tables_too(tmp_path: Path) -> None
     for source in (frame, frame.to_pandas(), tmp_path / "log.parquet"):
         summary = open_trace(source).describe()
         assert (summary.requests, summary.input.total, summary.duration_s) == (2, 18, 4.0)
+    path = tmp_path / "log.csv"
+    path.write_text("Input Tokens,INPUT_TOKENS,Output Tokens\n9,8,3\n", encoding="utf-8")
+    with raises("unknown-format"):
+        open_trace(path)
     # A line too many in a table whose names are spelled so.
     path = tmp_path / "log.csv"
     path.write_text("Prompt Tokens,Completion Tokens\n" + "9,3\n" * 2000 + "9,3,7\n", encoding="utf-8")

@@ -16,6 +16,8 @@ from infergy.workload.table import INTEGER, TEXT, Table
 if TYPE_CHECKING:
     import polars as pl
 
+_FEW = 0.001
+"""Share of rows that may contradict the others."""
 _NEARLY_ALL = 0.99
 """Share of the ids that several rows have that are of one prompt, where the column is of the ids of answers."""
 _MOST_COPIES = 20
@@ -52,14 +54,14 @@ def _is_beside(table: Table, usage: Usage) -> tuple[bool, str]:
     ((rows,),) = table.collect(table.frame.select(*sums))
     beside, within = int(rows["beside"] or 0), int(rows.get("within") or 0)
     columns, flag = AND.join(usage.either), f"--input-column '{AND.join((*usage.input, *usage.either))}'"
-    if beside and within:
+    if min(beside, within) > _FEW * (beside + within):
         message = (
             f"{table.source.name}: cached tokens ({columns}) are part of the input in {within:,} rows, and beside it "
             f"in {beside:,}, by their total. Give these as a log of their own, with {flag}"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, beside=beside, within=within)
     if beside or within or not rows["some"]:
-        return beside > 0, ""
+        return beside > within, ""
     return False, f"cached tokens ({columns}) are read as part of the input; if they come beside it: {flag}"
 
 

@@ -107,7 +107,8 @@ class Usage:
         split: A column of `input`, and those whose sum it is, which count where a row lacks it.
         total: Column of all tokens of a row.
         is_output: Whether `total` has output beside `output`, as thoughts: what it exceeds the sum by.
-        either: Columns of cached tokens, read or written, of which it is not known whether `input` includes them.
+        either: Columns of cached tokens, read or written, of which it is not known whether `input` includes them; of a
+            format ``a|b`` is the first that a log has.
     """
 
     input: tuple[str, ...]
@@ -308,7 +309,7 @@ def _make(entry: Mapping[str, Any], within: str) -> Format:
         split=placed(entry.get("split", ())),
         total=f"{within}{entry['total']}" if "total" in entry else None,
         is_output=entry.get("total_output", False),
-        either=placed(entry.get("either", ())),
+        either=tuple("|".join(placed(text.split(" | "))) for text in entry.get("either", ())),
     )
     return Format(
         within=within,

@@ -159,8 +159,10 @@ class _Log:
         return next((one for one in links if one is not None and set(one.paths) <= set(self.fields)), None)
 
     def _around(self, place: str, names: Iterable[str]) -> Iterator[str]:
-        """The fields of these names beside the counts, or in a record around them."""
-        return (path for name in names for path in outer(place, name) if path in self.fields)
+        """The fields of these names, in any case, beside the counts, or in a record around them."""
+        any_case = {path.lower(): path for path in reversed([*self.fields])}
+        paths = (path for name in names for path in outer(place, name))
+        return (path if path in self.fields else any_case[path.lower()] for path in paths if path.lower() in any_case)
 
     def _values(self, path: str) -> list[str]:
         """The first values of a field, as text."""
@@ -246,18 +248,21 @@ class _Log:
 
         whole, parts = usage.split[:1], present(usage.split[1:])
         is_split = bool(parts and present(whole, keep))
-        # A path that begins with ^ is that of a field in a record around the counts.
-        sums = [[next(self._around(within, [p[1:]]), "") if p[0] == "^" else p for p in sum_] for sum_ in usage.cached]
+        sums = [tuple(self._found(path, within) for path in sum_) for sum_ in usage.cached]
         own = replace(
             usage,
             input=present((*usage.input, *(() if is_split else parts)), keep),
             output=present(usage.output, keep),
-            cached=tuple(tuple(sum_) for sum_ in sums if "" not in sum_ and len(present(sum_, keep)) == len(sum_)),
+            cached=tuple(sum_ for sum_ in sums if "" not in sum_ and present(sum_, keep) == sum_),
             split=(*whole, *parts) if is_split else (),
             total=usage.total if usage.total in self.fields else None,
-            either=present(usage.either),
+            either=tuple(path for text in usage.either for path in present(text.split("|"))[:1]),
         )
         return own if self.named.cached is None else replace(own, cached=(self._named("cached"),), either=())
+
+    def _found(self, path: str, within: str) -> str:
+        """A path, or if it begins with ^ that of a field in a record around the counts; empty if there is none."""
+        return next(self._around(within, [path[1:]]), "") if path.startswith("^") else path
 
     def _arrivals(self, known: list[Format], place: str) -> tuple[tuple[str, ...], float | None]:
         """Columns of arrivals, and seconds of a unit where the format says it."""

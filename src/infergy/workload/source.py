@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,8 +125,9 @@ class Source:
     def respelled(self, spell: Callable[[str], str]) -> Source:
         """The same with the fields that its own are in another spelling, too."""
         fields = set(self.fields)
-        plain = {spell(".".join(names)): names for names in reversed(self.names)}
-        spelled = {name: names for name, names in plain.items() if name not in fields}
+        plain = [(spell(".".join(names)), names) for names in self.names]
+        count = Counter(name for name, _ in plain)
+        spelled = {name: names for name, names in plain if name not in fields and count[name] == 1}
         rows = (row | {name: row.get(".".join(names)) for name, names in spelled.items()} for row in self.rows)
         return replace(self, spelled={**self.spelled, **spelled}, rows=tuple(rows)) if spelled else self
 
