@@ -7,7 +7,7 @@ import itertools
 import re
 import shlex
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -242,27 +242,34 @@ class _Log:
 
     def _placed(self, usage: Usage, within: str, *, keep: bool) -> Usage:
         """Counts of only the columns that the log has, or, if those yet unseen are kept, may have."""
-
-        def present(paths: Iterable[str], keep: bool = False) -> tuple[str, ...]:
-            return tuple(path for path in paths if keep or path in self.fields)
-
-        whole, parts = usage.split[:1], present(usage.split[1:])
-        is_split = bool(parts and present(whole, keep))
-        sums = [tuple(self._found(path, within) for path in sum_) for sum_ in usage.cached]
-        own = replace(
+        kept = tuple if keep else self._present
+        whole, parts = usage.split[:1], self._present(usage.split[1:])
+        is_split = bool(parts and kept(whole))
+        return replace(
             usage,
-            input=present((*usage.input, *(() if is_split else parts)), keep),
-            output=present(usage.output, keep),
-            cached=tuple(sum_ for sum_ in sums if "" not in sum_ and present(sum_, keep) == sum_),
+            input=kept((*usage.input, *(() if is_split else parts))),
+            output=kept(usage.output),
+            cached=self._cached(usage, within, kept),
             split=(*whole, *parts) if is_split else (),
             total=usage.total if usage.total in self.fields else None,
-            either=tuple(path for text in usage.either for path in present(text.split("|"))[:1]),
+            either=()
+            if self.named.cached
+            else tuple(path for text in usage.either for path in self._present(text.split("|"))[:1]),
         )
-        return own if self.named.cached is None else replace(own, cached=(self._named("cached"),), either=())
 
-    def _found(self, path: str, within: str) -> str:
-        """A path, or if it begins with ^ that of a field in a record around the counts; empty if there is none."""
-        return next(self._around(within, [path[1:]]), "") if path.startswith("^") else path
+    def _cached(
+        self, usage: Usage, within: str, kept: Callable[[Iterable[str]], tuple[str, ...]]
+    ) -> tuple[tuple[str, ...], ...]:
+        """Sums of cached tokens; a path that begins with ^ is that of a field in a record around the counts."""
+        if self.named.cached is not None:
+            return (self._named("cached"),)
+        around = {path: self._around(within, [path[1:]]) for sum_ in usage.cached for path in sum_ if path[0] == "^"}
+        found = {path: next(paths, "") for path, paths in around.items()}
+        sums = [tuple(found.get(path, path) for path in sum_) for sum_ in usage.cached]
+        return tuple(sum_ for sum_ in sums if "" not in sum_ and kept(sum_) == sum_)
+
+    def _present(self, paths: Iterable[str]) -> tuple[str, ...]:
+        return tuple(path for path in paths if path in self.fields)
 
     def _arrivals(self, known: list[Format], place: str) -> tuple[tuple[str, ...], float | None]:
         """Columns of arrivals, and seconds of a unit where the format says it."""
