@@ -55,9 +55,9 @@ def _is_beside(table: Table, usage: Usage) -> tuple[bool, str]:
     beside, within = int(rows["beside"] or 0), int(rows.get("within") or 0)
     columns, flag = AND.join(usage.either), f"--input-column '{AND.join((*usage.input, *usage.either))}'"
     if min(beside, within) > _FEW * (beside + within):
+        what = f"are part of the input in {within:,} rows, and beside it in {beside:,}, by their total"
         message = (
-            f"{table.source.name}: cached tokens ({columns}) are part of the input in {within:,} rows, and beside it "
-            f"in {beside:,}, by their total. Give these as a log of their own, with {flag}"
+            f"{table.source.name}: cached tokens ({columns}) {what}. Give these as a log of their own, with {flag}"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, beside=beside, within=within)
     if beside or within or not rows["some"]:
@@ -100,18 +100,16 @@ def find_chunks(table: Table) -> tuple[str | None, str]:
         rows = rows.select("text", "input_tokens", "output_tokens").filter(~x.col("text").is_null())
         if path.endswith(KIND):
             if _is_running(_held(table, rows.filter(x.col("text").str.ends_with(CHUNK)))):
-                message = (
-                    f"{table.source.name}: chunks of answers, each with the counts so far, and no id of the answer"
-                )
-                message = f"{message}. Log the id of each chunk, or only the last chunk of each answer"
+                what = "chunks of answers, each with the counts so far, and no id of the answer"
+                message = f"{table.source.name}: {what}. Log the id of each chunk, or only the last of each answer"
                 raise DataError(message, code="bad-trace", trace=table.source.name)
             continue
         repeats, answers = _answers(_held(table, rows), 0 if is_inner else _MOST_COPIES)
         if answers >= _NEARLY_ALL * repeats:
             return path, ""
-        if answers and not assumed:
-            assumed = f"{answers:,} of the {repeats:,} ids that {path!r} repeats have one prompt, the others several: "
-            assumed += "each row is read as a request"
+        if answers:
+            some = f"{answers:,} of the {repeats:,} ids that {path!r} repeats have one prompt"
+            assumed = f"{some}, the others several: each row is read as a request"
     return None, assumed
 
 

@@ -115,10 +115,8 @@ def _adopt(held: Any) -> Source:
         message = f"the frame has columns of the same name ({reason}). Rename or drop one of each"
         raise DataError(message, code="bad-trace", trace=type(held).__name__) from error
     except TypeError as error:
-        message = (
-            f"a {type(held).__name__} is no trace: expected a name, a path, or a polars, pandas, Arrow, DuckDB, Ibis, "
-            "Dask or Spark frame"
-        )
+        expected = "a name, a path, or a polars, pandas, Arrow, DuckDB, Ibis, Dask or Spark frame"
+        message = f"a {type(held).__name__} is no trace: expected {expected}"
         raise UsageError(message, code="not-supported", type=type(held).__name__) from error
     name = f"{frame.implementation.value} frame"
     if frame.implementation.is_polars():

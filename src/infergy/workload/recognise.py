@@ -175,9 +175,8 @@ class _Log:
             near = difflib.get_close_matches(path, list(self.fields), n=3, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}? " if near else ""
             option = f"--{axis}-column"
-            message = (
-                f"{self.source}: no column {path!r}; {hint}found: {_shown(self.fields)}. Name another: {option} NAME"
-            )
+            what = f"no column {path!r}; {hint}found: {_shown(self.fields)}"
+            message = f"{self.source}: {what}. Name another: {option} NAME"
             raise DataError(message, code="no-column", trace=self.source, column=path, option=option)
 
     def _check_values(self, own: str) -> None:

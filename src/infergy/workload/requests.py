@@ -191,10 +191,8 @@ class Requests:
         if duration_s is not None and not 0 < duration_s < math.inf:
             raise UsageError.bad_value("--for", duration_s, "a positive time, as 75s")
         if self.arrival_s is None:
-            message = (
-                f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
-                "instead: --requests N"
-            )
+            what = f"--from, --for and --speed need arrival times: {self.order_reason}"
+            message = f"{self.source}: {what}. Choose by order instead: --requests N"
             raise UsageError(message, code="no-arrivals", trace=self.source, reason=self.order_reason)
         end_s = start_s + (math.inf if duration_s is None else duration_s * speed)
         first, last = self.arrival_s.searchsorted([start_s, end_s])

@@ -159,10 +159,8 @@ class Source:
         """
         twice = next((path for path in paths if self.kind == CSV and self.fields.count(path) > 1), None)
         if twice is not None:
-            message = (
-                f"{self.name}: {count_of(self.fields.count(twice), 'column')} are called {twice!r} in the header. Keep "
-                "one: rename or remove the others"
-            )
+            what = f"{count_of(self.fields.count(twice), 'column')} are called {twice!r} in the header"
+            message = f"{self.name}: {what}. Keep one: rename or remove the others"
             raise DataError(message, code="bad-column", trace=self.name, column=twice)
 
     @property

@@ -175,7 +175,12 @@ class Trace:
             if len(requests) <= whole_requests and 0 < error < 1:
                 return whole(requests)
             if is_frame:
-                sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
+                import polars as pl
+
+                names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
+                columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
+                held = open_trace(pl.DataFrame(columns), name=requests.source)
+                sample = held.sample(seed=seed, error=error, whole_requests=whole_requests)
                 return replace(sample, set_aside=requests.set_aside)
         from infergy.workload.sampling import sample_table
 
@@ -320,15 +325,6 @@ def open_trace(
     if trace._has_columns:
         return trace
     return trace._weighed(infers_unit=columns is None or columns.time_unit_s is None)
-
-
-def _in_polars(requests: Requests) -> Trace:
-    """Requests that another library read, as a trace that polars scans; without blocks and sessions."""
-    import polars as pl
-
-    names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
-    columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
-    return open_trace(pl.DataFrame(columns), name=requests.source)
 
 
 def open_requests(source: Any, **options: Any) -> Trace | Histogram:
