@@ -78,7 +78,7 @@ def test_each_request_keeps_its_lengths_in_the_plan_and_in_the_row(tmp_path: Pat
         (["azure-code-2023", "--from", "5h"], UsageError, ["azure-code-2023", "--from", "3435.95"]),
         (["azure-code-2023", "--for", "0"], UsageError, ["--for is 0"]),
         (["azure-code-2023", "--requests", "40", "--input-column", "no"], DataError, ["'no'", "ContextTokens"]),
-        (["azure-code-2023", "--requests", "40", "--time-unit", "d"], UsageError, ["time unit", "'d'"]),
+        (["azure-code-2023", "--requests", "40", "--time-unit", "w"], UsageError, ["time unit", "'w'"]),
         (["azure-code-2023", "--for", "often"], UsageError, ["--for", "often"]),
         (["nothing.jsonl", "--requests", "40"], DataError, ["nothing.jsonl"]),
     ],
