@@ -23,8 +23,8 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from infergy import VERSION
 from infergy.units import printable, without_secrets
+from infergy.version import VERSION
 
 DEBUG = "--debug"
 """The option that shows the stack of an error in infergy itself."""

@@ -11,11 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from infergy import VERSION
 from infergy.cli import main
 from infergy.cli.failure import asks_json, take_debug
 from infergy.cli.schemas import make_schema
 from infergy.records.store import shipped_store
+from infergy.version import VERSION
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
-from infergy import VERSION
 from infergy.cli.failure import as_file_error, close_streams, open_streams, run_app, show_error, take_debug
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
 from infergy.errors import DEBUG, InfergyError
 from infergy.processes import EndedError, end_by_exception
+from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
 GARBAGE = 300_000

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-from infergy import VERSION
 from infergy.catalog import find_gpu_by_driver_name
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.measure.cell import window_since
@@ -26,6 +25,7 @@ from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
 from infergy.meters.ticks import counter_period_s, sharp_tick
 from infergy.records import GpuIdentity
 from infergy.records.behaviour import MeterBehaviour
+from infergy.version import VERSION
 
 DOCTOR_SCHEMA = "infergy.doctor/1"
 
