@@ -1,0 +1,152 @@
+"""Our own rows, each model, kind of GPU and host left out in turn: what the fit of the others says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infergy.catalog.models import shipped_model
+from infergy.cost.constants import Fit
+from infergy.cost.fit import fit, fit_row
+from infergy.cost.fit_rows import FitRow, entries_of, run_rows
+from infergy.cost.model import UNSEEN_GPU_SD, UNSEEN_SERVER_SD
+from infergy.cost.rates import rates_of
+from infergy.cost.table import SHIPPED_TABLE, TableEntry, read_table
+from infergy.estimates.build import entries_of_rows
+from scoreboard.rows import backbone_of
+
+Column = np.ndarray[Any, np.dtype[np.float64]]
+
+QUICK = Path(__file__).parents[1] / "quick"
+"""Rows of `infergy measure quick`, which the shipped table does not have."""
+Z90 = 1.645
+SHIFT = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnScore:
+    """How far rows of ours are off whose model, GPU or host was left out; errors as fractions of the measured value.
+
+    Attributes:
+        split: ``model``, ``family``, ``gpu`` or ``host``: what was left out.
+        group: Engine and kind of model, or one model.
+        coverage: Shares of rows inside the 90 % intervals of energy and of time.
+    """
+
+    split: str
+    group: str
+    rows: int
+    energy_median: float
+    energy_p90: float
+    energy_mean: float
+    time_median: float
+    time_p90: float
+    time_mean: float
+    coverage: tuple[float, float]
+
+
+def own_entries() -> tuple[TableEntry, ...]:
+    """The entries of the shipped table, and those of the quick studies."""
+    table = read_table(SHIPPED_TABLE, entries=True)
+    return (*table.entries, *entries_of_rows(sorted(QUICK.glob("*.jsonl")), table.fits)[0])
+
+
+SPLITS: Mapping[str, Callable[[TableEntry], str]] = {
+    "model": lambda entry: backbone_of(entry.served_by.model),
+    "family": lambda entry: shipped_model(entry.served_by.model).checkpoint.architecture or entry.served_by.model,
+    "gpu": lambda entry: entry.served_by.gpu,
+    "host": lambda entry: entry.origin.unit,
+}
+
+
+def folds(entries: Sequence[TableEntry], split: str) -> Iterator[tuple[list[TableEntry], list[TableEntry]]]:
+    """Seen and left-out entries; none where nothing would be seen."""
+    names = [SPLITS[split](entry) for entry in entries]
+    for left in sorted(set(names)):
+        seen = [entry for entry, name in zip(entries, names, strict=True) if name != left]
+        if seen:
+            yield seen, [entry for entry, name in zip(entries, names, strict=True) if name == left]
+
+
+def left_out(
+    entries: Sequence[TableEntry], split: str, fitted: Callable[[str, Sequence[FitRow]], tuple[Fit, Any]] = fit
+) -> Iterator[tuple[TableEntry, Column, Column]]:
+    """Each entry, with predicted over measured energy and time as logarithms, and their standard deviations."""
+    for engine in sorted({entry.served_by.engine for entry in entries}):
+        own = [entry for entry in entries if entry.served_by.engine == engine]
+        for seen, unseen in folds(own, split):
+            known = fitted(engine, [fit_row(entry) for entry in seen])[0]
+            servers = {server_of(entry) for entry in seen}
+            groups: dict[Any, list[TableEntry]] = {}
+            for entry in unseen:
+                groups.setdefault((entry.served_by, entry.origin.unit), []).append(entry)
+            for members in groups.values():
+                error, sd = predict(members, known, server_of(members[0]) in servers)
+                yield from zip(members, error, sd, strict=True)
+
+
+def server_of(entry: TableEntry) -> tuple[Any, ...]:
+    """What must be alike for a server to count as measured."""
+    by = entry.served_by
+    return by.model, by.dtype, by.gpu, by.gpus, by.has_graphs
+
+
+def predict(members: Sequence[TableEntry], known: Fit, is_seen: bool) -> tuple[Column, Column]:
+    """Logarithms of predicted over measured energy and time of entries of one server, and their sd; shape (rows, 2)."""
+    rows = [fit_row(entry) for entry in members]
+    first = rows[0]
+    names, logs, covariance = known.logs(first.gpu.name)
+    values = known.constants(first.gpu.name)
+    shifts = np.vstack([np.zeros(len(names)), SHIFT * np.eye(len(names))])
+    columns: dict[str, Any] = {
+        name: values[name] * np.exp(shifts[:, index])[:, None] for index, name in enumerate(names)
+    }
+    idle_w = np.array([row.idle_w for row in rows])
+    rates = rates_of(first.work, first.gpu, columns, idle_w=idle_w, server=first.server)
+    seconds, energy = run_rows(rows, rates, columns["call_s"], entries_of(rows))
+    at = np.log(np.stack([energy, np.broadcast_to(seconds, energy.shape)], axis=-1))
+    slopes = (at[1:] - at[0]) / SHIFT  # constants, rows, 2
+    variance = np.einsum("cri,cd,dri->ri", slopes, covariance, slopes)
+    variance += np.array([known.energy_sd**2 + known.unit_energy_sd**2, known.time_sd**2 + known.unit_time_sd**2])
+    variance += (0.0 if first.gpu.name in known.rows else UNSEEN_GPU_SD**2) + (0.0 if is_seen else UNSEEN_SERVER_SD**2)
+    measured = np.log(np.array([(row.energy_j, row.seconds or np.nan) for row in rows]))
+    return at[0] - measured, np.sqrt(variance)
+
+
+def kind_of(entry: TableEntry) -> str:
+    """Engine and kind of model."""
+    by = entry.served_by
+    kind = "dense" if shipped_model(by.model).experts is None else "experts"
+    return f"{by.engine}, {kind}"
+
+
+def scores(results: Sequence[tuple[TableEntry, Column, Column]], split: str, group: Callable[[TableEntry], str]) -> list[OwnScore]:
+    """Scores group by group."""
+    groups: dict[str, list[tuple[Column, Column]]] = {}
+    for entry, error, sd in results:
+        groups.setdefault(group(entry), []).append((error, sd))
+    made = []
+    for name, members in sorted(groups.items()):
+        logs, sd = (np.array(column) for column in zip(*members, strict=True))
+        off = np.expm1(logs)
+        inside = np.where(np.isfinite(logs), np.abs(logs) <= Z90 * sd, np.nan)
+        size = np.abs(off)
+        made.append(
+            OwnScore(
+                split=split,
+                group=name,
+                rows=len(members),
+                energy_median=float(np.nanmedian(size[:, 0])),
+                energy_p90=float(np.nanquantile(size[:, 0], 0.9)),
+                energy_mean=float(np.nanmean(off[:, 0])),
+                time_median=float(np.nanmedian(size[:, 1])),
+                time_p90=float(np.nanquantile(size[:, 1], 0.9)),
+                time_mean=float(np.nanmean(off[:, 1])),
+                coverage=(float(np.nanmean(inside[:, 0])), float(np.nanmean(inside[:, 1]))),
+            )
+        )
+    return made
