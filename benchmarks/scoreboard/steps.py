@@ -29,6 +29,8 @@ INPUT_TOKENS: Mapping[str, float] = {
 around a gap), corrected by a fitted factor."""
 
 ANY_INPUT_TOKENS = 500.0
+LARGEST_GRAPH = 512.0
+"""Tokens."""
 WIDTH_OVER_DEPTH = 128
 NO_WINDOW = 1e12
 """Tokens; more than any context."""
@@ -39,13 +41,14 @@ STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 class Steps:
     """The steps of the server of each row: some decode a batch, in the others prompts join it.
 
-    All are taken to replay CUDA graphs: the rows say nothing of the sizes that were captured.
+    CUDA graphs are captured up to twice `max_num_seqs` tokens, at most 512 (vLLM's default): larger steps have none.
 
     Attributes:
         servers: What serves, each once; `server` the index of a row's own.
         batch: Sequences that decode.
         requests: Requests that end in a step, and so begin: batch over output length.
         inputs: Guessed length of prompts; `outputs` mean length of answers.
+        graphs: Tokens of the largest CUDA graph.
     """
 
     servers: tuple[tuple[ServerWork, Gpu], ...]
@@ -54,6 +57,7 @@ class Steps:
     requests: Column
     inputs: Column
     outputs: Column
+    graphs: Column
 
     def rates(self, constants: Callable[[str], Mapping[str, Any]]) -> Rates:
         """Rates as columns, a row each.
@@ -86,7 +90,7 @@ class Steps:
             prefill_pairs=zeros,
             prefills=zeros,
             sampled=self.batch,
-            padded=self.batch,
+            padded=self._padded(self.batch),
         )
 
     def mixed(self, longer: Column | float = 1.0) -> tuple[Column, StepSums]:
@@ -101,8 +105,11 @@ class Steps:
             prefill_pairs=tokens * (inputs + 1) / 2,
             prefills=prompts,
             sampled=self.batch + prompts,
-            padded=self.batch + tokens,
+            padded=self._padded(self.batch + tokens),
         )
+
+    def _padded(self, tokens: Column) -> Column:
+        return np.where(tokens <= self.graphs, tokens, 0.0)
 
     def average(self) -> StepSums:
         """The sums of the mean step, with prompts of the guessed length."""
@@ -150,7 +157,12 @@ def steps_of(rows: Rows) -> Steps:
         _, precision, gpu, gpus, dispatched, replicated = kind
         shape = rows.shapes[row] or stand_in(rows, row)
         work = server_work(
-            shape, dtype=str(precision), gpus=gpus, dispatched=bool(dispatched), replicated=bool(replicated)
+            shape,
+            dtype=str(precision),
+            gpus=gpus,
+            dispatched=bool(dispatched),
+            replicated=bool(replicated),
+            kernel="fitted" if gpu == "b200" and "DeepSeek" in str(rows.model[row]) else None,
         )
         servers.append((work, get_gpu(gpu)))
     return Steps(
@@ -160,6 +172,7 @@ def steps_of(rows: Rows) -> Steps:
         requests=rows.batch / rows.output_tokens,
         inputs=np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task]),
         outputs=rows.output_tokens,
+        graphs=np.minimum(LARGEST_GRAPH, 2 * rows.max_num_seqs),
     )
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from infergy.catalog.layers import AttentionShape
 from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
+ExpertKernel = Literal["tiled", "fitted", "padded"]
+"""How rows of experts are rounded up: to tiles of a size that grows with the tokens of a step (vLLM's Triton kernels), to
+tiles fitted to an expert's tokens (TensorRT-LLM's, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM)."""
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
 
@@ -46,8 +51,9 @@ class ExpertWork:
         routed_bytes: Bytes of all of them.
         share: Experts that a token visits, over all experts of a layer.
         experts: Experts of a layer; `layers` with experts.
-        expert_bytes: Bytes of one expert on one GPU.
+        local: Experts on one GPU, `expert_bytes` bytes of one of them.
         row_flops: FLOPs of one row in every expert of all layers.
+        kernel: Of the grouped matmuls (`ExpertKernel`).
         dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
     """
 
@@ -55,8 +61,10 @@ class ExpertWork:
     share: float
     experts: float
     layers: float
+    local: float
     expert_bytes: float
     row_flops: float
+    kernel: ExpertKernel
     dispatched: bool = False
 
 
@@ -100,6 +108,7 @@ def server_work(
     dispatched: bool = False,
     replicated: bool = False,
     compiled: bool = True,
+    kernel: ExpertKernel | None = None,
 ) -> ServerWork:
     """The work of a model served in `dtype` on `gpus` GPUs; the rest as in the classes above.
 
@@ -120,7 +129,7 @@ def server_work(
         vocabulary=shape.vocabulary,
         layers=shape.layers,
         attention=_attention(shape, dtype, 1 if replicated else gpus),
-        experts=_experts(shape, dtype, gpus, dispatched=dispatched),
+        experts=_experts(shape, dtype, gpus, dispatched=dispatched, kernel=kernel),
         replicated=replicated,
         compiled=compiled,
     )
@@ -160,17 +169,24 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
     )
 
 
-def _experts(shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool) -> ExpertWork | None:
+def _experts(
+    shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool, kernel: ExpertKernel | None
+) -> ExpertWork | None:
     experts = shape.experts
     if experts is None:
         return None
     matmul = experts.expert_matmul(shape.hidden)
+    usual: ExpertKernel = "fitted" if dtype in (FP8, *WEIGHT_ONLY) else "tiled"
+    if dtype == FP8 and shape.checkpoint.scaled_in_blocks:
+        usual = "padded"
     return ExpertWork(
         routed_bytes=shape.routed_bytes(dtype),
         share=experts.experts_per_token / experts.experts,
         experts=experts.experts,
         layers=experts.layers,
+        local=experts.experts / (gpus if dispatched else 1),
         expert_bytes=matmul * dtype_bytes(dtype) / (1 if dispatched else gpus),
         row_flops=2.0 * matmul * experts.layers * experts.experts,
+        kernel=kernel or usual,
         dispatched=dispatched,
     )
