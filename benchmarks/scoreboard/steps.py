@@ -29,6 +29,9 @@ INPUT_TOKENS: Mapping[str, float] = {
 around a gap), corrected by a fitted factor."""
 
 ANY_INPUT_TOKENS = 500.0
+PROMPTS: Mapping[str, float] = {"gpqa": 198.0, "video-chat": 512.0}
+"""Prompts of a task; of the other tasks 1,024. Those sent again are found in the prefix cache."""
+MEMORY_SHARE = 0.9
 LARGEST_GRAPH = 512.0
 """Tokens."""
 WIDTH_OVER_DEPTH = 128
@@ -49,6 +52,7 @@ class Steps:
         requests: Requests that end in a step, and so begin: batch over output length.
         inputs: Guessed length of prompts; `outputs` mean length of answers.
         graphs: Tokens of the largest CUDA graph.
+        fresh: Share of the prompts that no earlier request had.
     """
 
     servers: tuple[tuple[ServerWork, Gpu], ...]
@@ -58,6 +62,7 @@ class Steps:
     inputs: Column
     outputs: Column
     graphs: Column
+    fresh: Column
 
     def rates(self, constants: Callable[[str], Mapping[str, Any]]) -> Rates:
         """Rates as columns, a row each.
@@ -97,7 +102,7 @@ class Steps:
         """The share of steps that prompts join, and the sums of one of them."""
         share = np.minimum(1.0, self.requests)
         prompts, inputs = self.requests / share, self.inputs * longer
-        tokens = prompts * inputs
+        tokens = prompts * inputs * self.fresh
         return share, StepSums(
             decodes=self.batch,
             context=self.batch * (inputs + self.outputs / 2),
@@ -113,7 +118,7 @@ class Steps:
 
     def average(self) -> StepSums:
         """The sums of the mean step, with prompts of the guessed length."""
-        tokens = self.requests * self.inputs
+        tokens = self.requests * self.inputs * self.fresh
         return self.decode()._replace(
             prefill_tokens=tokens,
             prefill_pairs=tokens * (self.inputs + 1) / 2,
@@ -165,15 +170,39 @@ def steps_of(rows: Rows) -> Steps:
             kernel="fitted" if gpu == "b200" and "DeepSeek" in str(rows.model[row]) else None,
         )
         servers.append((work, get_gpu(gpu)))
+    inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
+    server = np.array([index[kind] for kind in kinds])
     return Steps(
         servers=tuple(servers),
-        server=np.array([index[kind] for kind in kinds]),
+        server=server,
         batch=rows.batch,
         requests=rows.batch / rows.output_tokens,
-        inputs=np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task]),
+        inputs=inputs,
         outputs=rows.output_tokens,
         graphs=np.minimum(LARGEST_GRAPH, 2 * rows.max_num_seqs),
+        fresh=1.0 - _cached(rows, inputs, np.array([_cache_tokens(work, gpu) for work, gpu in servers])[server]),
     )
+
+
+def _cache_tokens(work: ServerWork, gpu: Gpu) -> float:
+    """Tokens whose keys and values fit."""
+    weights = work.weight_bytes / (work.gpus if work.replicated else 1)
+    weights += 0.0 if work.experts is None else work.experts.routed_bytes
+    left = MEMORY_SHARE * gpu.memory_bytes * work.gpus - weights
+    return max(0.0, left) / max(1.0, work.attention.write_bytes)
+
+
+def _cached(rows: Rows, inputs: Column, capacity: Column) -> Column:
+    """The share of prompts that the prefix cache has: of those sent again, what fits beside the requests that run.
+
+    Energy is counted from when `max_num_seqs` requests have begun until as many are left.
+    """
+    prompts = np.array([PROMPTS.get(str(task), 1024.0) for task in rows.task])
+    counted = np.maximum(1.0, prompts * rows.repeats - rows.max_num_seqs)
+    again = np.where(rows.repeats > 1, 1.0 - np.clip((prompts - rows.max_num_seqs) / counted, 0.0, 1.0), 0.0)
+    running = rows.batch * (inputs + rows.output_tokens / 2)
+    # Replicas have caches of their own, and a request goes to any.
+    return again * np.minimum(1.0, capacity / (running + prompts * inputs)) / rows.data_parallel
 
 
 def stand_in(rows: Rows, place: int) -> ModelShape:
