@@ -49,8 +49,8 @@ class Steps:
     Attributes:
         servers: What serves, each once; `server` the index of a row's own.
         batch: Sequences that decode.
-        requests: Requests that end in a step, and so begin: batch over output length.
-        inputs: Guessed length of prompts; `outputs` mean length of answers.
+        requests: Requests that begin in a step.
+        inputs: Guessed length of prompts; `position` mean position in an answer of a sequence that decodes.
         graphs: Tokens of the largest CUDA graph.
         fresh: Share of the prompts that no earlier request had.
     """
@@ -60,7 +60,7 @@ class Steps:
     batch: Column
     requests: Column
     inputs: Column
-    outputs: Column
+    position: Column
     graphs: Column
     fresh: Column
 
@@ -90,7 +90,7 @@ class Steps:
         zeros = np.zeros(len(self.batch))
         return StepSums(
             decodes=self.batch,
-            context=self.batch * (self.inputs * longer + self.outputs / 2),
+            context=self.batch * (self.inputs * longer + self.position),
             prefill_tokens=zeros,
             prefill_pairs=zeros,
             prefills=zeros,
@@ -105,7 +105,7 @@ class Steps:
         tokens = prompts * inputs * self.fresh
         return share, StepSums(
             decodes=self.batch,
-            context=self.batch * (inputs + self.outputs / 2),
+            context=self.batch * (inputs + self.position),
             prefill_tokens=tokens,
             prefill_pairs=tokens * (inputs + 1) / 2,
             prefills=prompts,
@@ -170,18 +170,25 @@ def steps_of(rows: Rows) -> Steps:
             kernel="fitted" if gpu == "b200" and "DeepSeek" in str(rows.model[row]) else None,
         )
         servers.append((work, get_gpu(gpu)))
+    # Energy is counted from when `max_num_seqs` requests have begun until as many are left: by simulations of answers
+    # whose lengths vary by 0.6, few rounds of requests see the first parts of answers only, and fewer new prompts.
+    rounds = _prompts(rows) * rows.repeats / rows.max_num_seqs
     inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
     server = np.array([index[kind] for kind in kinds])
     return Steps(
         servers=tuple(servers),
         server=server,
         batch=rows.batch,
-        requests=rows.batch / rows.output_tokens,
+        requests=rows.batch / rows.output_tokens * np.maximum(0.3, 1.0 - 0.45 / rounds),
         inputs=inputs,
-        outputs=rows.output_tokens,
+        position=0.68 * rows.output_tokens * np.maximum(0.3, 1.0 - 0.75 / rounds),
         graphs=np.minimum(LARGEST_GRAPH, 2 * rows.max_num_seqs),
         fresh=1.0 - _cached(rows, inputs, np.array([_cache_tokens(work, gpu) for work, gpu in servers])[server]),
     )
+
+
+def _prompts(rows: Rows) -> Column:
+    return np.array([PROMPTS.get(str(task), 1024.0) for task in rows.task])
 
 
 def _cache_tokens(work: ServerWork, gpu: Gpu) -> float:
@@ -193,11 +200,8 @@ def _cache_tokens(work: ServerWork, gpu: Gpu) -> float:
 
 
 def _cached(rows: Rows, inputs: Column, capacity: Column) -> Column:
-    """The share of prompts that the prefix cache has: of those sent again, what fits beside the requests that run.
-
-    Energy is counted from when `max_num_seqs` requests have begun until as many are left.
-    """
-    prompts = np.array([PROMPTS.get(str(task), 1024.0) for task in rows.task])
+    """The share of prompts that the prefix cache has: of those sent again, what fits beside the requests that run."""
+    prompts = _prompts(rows)
     counted = np.maximum(1.0, prompts * rows.repeats - rows.max_num_seqs)
     again = np.where(rows.repeats > 1, 1.0 - np.clip((prompts - rows.max_num_seqs) / counted, 0.0, 1.0), 0.0)
     running = rows.batch * (inputs + rows.output_tokens / 2)

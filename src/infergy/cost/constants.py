@@ -33,6 +33,7 @@ class Constant:
         value: Median of the prior.
         sd: Standard deviation of the prior's logarithm.
         gpu_sd: Standard deviation of the logarithm of the factor by which a kind of GPU differs; 0: none does.
+        host_sd: The same of a single host.
         meaning: What it is, with its unit.
         source: Where the prior comes from.
     """
@@ -43,10 +44,13 @@ class Constant:
     meaning: str
     source: str = OURS
     gpu_sd: float = 0.0
+    host_sd: float = 0.0
 
 
-def _constant(name: str, value: float, sd: float, meaning: str, source: str = OURS, gpu_sd: float = 0.0) -> Constant:
-    return Constant(name=name, value=value, sd=sd, meaning=meaning, source=source, gpu_sd=gpu_sd)
+def _constant(
+    name: str, value: float, sd: float, meaning: str, source: str = OURS, gpu_sd: float = 0.0, host_sd: float = 0.0
+) -> Constant:
+    return Constant(name=name, value=value, sd=sd, meaning=meaning, source=source, gpu_sd=gpu_sd, host_sd=host_sd)
 
 
 CONSTANTS: tuple[Constant, ...] = (
@@ -104,7 +108,14 @@ CONSTANTS: tuple[Constant, ...] = (
 """Priors of an engine that replays CUDA graphs: vLLM."""
 
 TRANSFORMERS = (
-    _constant("eager_layer_s", 600e-6, 0.5, "s of host time a layer without a CUDA graph", "our rows", 0.3),
+    _constant("eager_layer_s", 600e-6, 0.5, "s of host time a layer without a CUDA graph", "our rows", 0.15, 0.25),
+    _constant(
+        "expert_traffic",
+        3.0,
+        0.2,
+        "bytes that a decoded token moves over those of its experts",
+        "batched experts of transformers: the matrices of a token's experts are gathered (read, write), then read",
+    ),
     _constant(
         "cache_traffic",
         3.0,
@@ -174,6 +185,7 @@ class Fit:
                 select[row, index_of[f"{name}@{gpu}"]] = 1.0
             else:
                 extra[row] += constant.gpu_sd**2
+            extra[row] += constant.host_sd**2
         return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
 
     def constants(self, gpu: str) -> dict[str, float]:

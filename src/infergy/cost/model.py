@@ -15,7 +15,7 @@ from infergy.cost.constants import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
 from infergy.cost.table import ServedBy
-from infergy.cost.work import ServerWork, server_work
+from infergy.cost.work import ServerWork
 
 PART = 32_768
 """Entries whose energy is computed at once."""
@@ -57,7 +57,7 @@ class Server:
         cls, by: ServedBy, shape: ModelShape, gpu: Gpu, idle_w: float, errors: tuple[float, float] | None = None
     ) -> Server:
         """The server of a measured cell, or of one that could be."""
-        work = server_work(shape, dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs)
+        work = by.work(shape)
         return cls(engine=by.engine, model=by.model, work=work, gpu=gpu, idle_w=idle_w, is_api=by.is_api, errors=errors)
 
 

@@ -34,6 +34,7 @@ class MatmulRates:
         padded: Whether those that no token visits compute them too.
         lag: Of the fullest GPU, where experts are divided whole, at the square root of the share of them visited.
         rows: Rows of each expert for a token, in the mean; `waiting` of the GPUs that wait for one with a prompt.
+        gathered: Of copying the experts of a decoded token.
     """
 
     weight: Any
@@ -49,6 +50,7 @@ class MatmulRates:
     lag: Any = 0.0
     rows: Any = 0.0
     waiting: Any = 0.0
+    gathered: Any = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +185,11 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
         fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / experts.experts)
         lag = c["imbalance"] * fullest * experts.routed_bytes * read * byte_s
     is_padded = experts.kernel == "padded"
-    small = c["padded_rows"] if is_padded else c["expert_rows"]
+    is_gathered = experts.kernel == "gathered"
+    small = c["padded_rows"] if is_padded else 0.0 if is_gathered else c["expert_rows"]
+    copied = experts.routed_bytes * experts.share * c["expert_traffic"] if is_gathered else 0.0
     # Triton's kernels are slow; those that compute in 8 bits are others.
-    is_slow = not _is_in_fp8(work, gpu)
+    is_slow = not _is_in_fp8(work, gpu) and not is_gathered
     factor, energy = (c["expert_flops"], c["expert_energy"]) if is_slow else (1.0, 1.0)
     # DeepGEMM has rows for each token on each GPU; GPUs with requests of their own take as many as the longest prompt.
     rows_of_token = experts.share * (work.gpus if is_padded and experts.dispatched else 1)
@@ -204,9 +208,16 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
             expert=experts.routed_bytes * read * byte_s,
             row=experts.row_flops * flop_s * factor,
             lag=lag,
+            gathered=copied * byte_s,
             **rows,
         ),
-        replace(joules, expert=experts.routed_bytes * byte_j, row=experts.row_flops * flop_j * energy, **rows),
+        replace(
+            joules,
+            expert=experts.routed_bytes * byte_j,
+            row=experts.row_flops * flop_j * energy,
+            gathered=copied * byte_j,
+            **rows,
+        ),
     )
 
 
@@ -268,7 +279,7 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
     return HostRates(
         launch=launch,
         exchange=exchange,
-        eager=work.layers * c["eager_layer_s"] * (c["fp8_eager"] if is_fp8 and not work.compiled else 1.0),
+        eager=work.layers * work.launches * c["eager_layer_s"] * (c["fp8_eager"] if is_fp8 and not work.compiled else 1.0),
         piecewise=work.layers * c["piecewise_layer_s"],
         mixed=work.layers * c["mixed_layer_s"],
         step=c["step_s"] + (c["server_step_s"] if server else 0.0),

@@ -142,12 +142,14 @@ def matmul_cost(r: MatmulRates, s: StepSums) -> tuple[Any, Any]:
 
 def expert_cost(r: MatmulRates, s: StepSums) -> tuple[Any, Any]:
     """What memory and what arithmetic of a step's routed experts takes, in the unit of the rates."""
+    if not isinstance(r.row, np.ndarray) and r.row == 0:
+        return 0.0, 0.0
     tokens = s.decodes + s.prefill_tokens
     visited = 1.0 - r.miss**tokens
     rows = r.small + (r.large - r.small) * (tokens > r.few)
     rows = rows * (visited + (1.0 - visited) * r.padded) + r.rows * tokens
-    rows = rows + r.waiting * s.prefill_tokens / (s.prefills + (s.prefills == 0))
-    return r.expert * visited + r.lag * visited**0.5, r.row * rows
+    rows = rows + s.prefill_tokens / (s.prefills + (s.prefills == 0)) * r.waiting
+    return r.expert * visited + r.lag * visited**0.5 + r.gathered * s.decodes, r.row * rows
 
 
 def _padding(s: StepSums, tokens: Any) -> Any:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from infergy.catalog.shape import ModelShape
 from infergy.cost.constants import Column, Fit, prior_fit
+from infergy.cost.work import ExpertKernel, ServerWork, server_work
 from infergy.errors import DataError
 from infergy.files import parse_json
 from infergy.outputs import write_file
@@ -71,6 +73,11 @@ class ServedBy:
             is_api=is_api,
             has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
         )
+
+    def work(self, shape: ModelShape) -> ServerWork:
+        """What its steps are made of."""
+        kernel: ExpertKernel | None = "gathered" if self.engine == "transformers" else None
+        return server_work(shape, dtype=self.dtype, gpus=self.gpus, compiled=self.has_graphs, kernel=kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,13 @@ from infergy.catalog.layers import AttentionShape
 from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
 from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
-ExpertKernel = Literal["tiled", "fitted", "padded"]
+ExpertKernel = Literal["tiled", "fitted", "padded", "gathered"]
 """How rows of experts are rounded up: to tiles of a size that grows with the tokens of a step (vLLM's Triton kernels), to
-tiles fitted to an expert's tokens (TensorRT-LLM's, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM)."""
+tiles fitted to an expert's tokens (CUTLASS, TensorRT-LLM, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM).
+Gathered: each decoded token copies the matrices of its experts, then multiplies (transformers)."""
+PLAIN_LAUNCHES, NORM_LAUNCHES, EXPERT_LAUNCHES = 36, 12, 11
+"""Kernels that transformers launches for a layer of Llama; more of norms on queries and keys; more of experts than of an
+MLP: router, softmax, top k, gather, two products, activation, weights, sum."""
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
 
@@ -83,6 +87,7 @@ class ServerWork:
         experts: None for a dense model.
         replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
         compiled: Whether kernels of a layer are fused by the compiler; no part of what two servers have in common.
+        launches: Kernels that the host launches for a layer without a CUDA graph, over those of a layer of Llama.
     """
 
     dtype: str
@@ -98,6 +103,7 @@ class ServerWork:
     experts: ExpertWork | None = None
     replicated: bool = False
     compiled: bool = field(default=True, compare=False)
+    launches: float = 1.0
 
 
 def server_work(
@@ -132,7 +138,14 @@ def server_work(
         experts=_experts(shape, dtype, gpus, dispatched=dispatched, kernel=kernel),
         replicated=replicated,
         compiled=compiled,
+        launches=_launches(shape),
     )
+
+
+def _launches(shape: ModelShape) -> float:
+    launches = PLAIN_LAUNCHES + (NORM_LAUNCHES if shape.attention.vector_parameters else 0)
+    mixtures = 0.0 if shape.experts is None else shape.experts.layers / shape.layers
+    return (launches + mixtures * EXPERT_LAUNCHES) / PLAIN_LAUNCHES
 
 
 def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
