@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from infergy.catalog.models import shipped_model
-from infergy.cost.constants import Fit
+from infergy.cost.constants import Fit, prior_fit, published_fit
 from infergy.cost.fit import fit, fit_row
-from infergy.cost.fit_rows import FitRow, entries_of, run_rows
+from infergy.cost.fit_rows import entries_of, run_rows
 from infergy.cost.model import UNSEEN_GPU_SD, UNSEEN_SERVER_SD
 from infergy.cost.rates import rates_of
 from infergy.cost.table import SHIPPED_TABLE, TableEntry, read_table
 from infergy.estimates.build import entries_of_rows
-from scoreboard.rows import backbone_of
+from scoreboard.fit import fit_served, own_fit
+from scoreboard.rows import backbone_of, read_rows
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -72,14 +73,12 @@ def folds(entries: Sequence[TableEntry], split: str) -> Iterator[tuple[list[Tabl
             yield seen, [entry for entry, name in zip(entries, names, strict=True) if name == left]
 
 
-def left_out(
-    entries: Sequence[TableEntry], split: str, fitted: Callable[[str, Sequence[FitRow]], tuple[Fit, Any]] = fit
-) -> Iterator[tuple[TableEntry, Column, Column]]:
+def left_out(entries: Sequence[TableEntry], split: str) -> Iterator[tuple[TableEntry, Column, Column]]:
     """Each entry, with predicted over measured energy and time as logarithms, and their standard deviations."""
     for engine in sorted({entry.served_by.engine for entry in entries}):
         own = [entry for entry in entries if entry.served_by.engine == engine]
         for seen, unseen in folds(own, split):
-            known = fitted(engine, [fit_row(entry) for entry in seen])[0]
+            known = fit(engine, [fit_row(entry) for entry in seen], _published(engine, split, seen, unseen))[0]
             servers = {server_of(entry) for entry in seen}
             groups: dict[Any, list[TableEntry]] = {}
             for entry in unseen:
@@ -87,6 +86,17 @@ def left_out(
             for members in groups.values():
                 error, sd = predict(members, known, server_of(members[0]) in servers)
                 yield from zip(members, error, sd, strict=True)
+
+
+def _published(engine: str, split: str, seen: Sequence[TableEntry], unseen: Sequence[TableEntry]) -> Fit:
+    """What the benchmark's rows say, those of the networks or GPUs left out among them left out too."""
+    if split == "host" or engine != "vllm":
+        return published_fit(engine)
+    rows, energy_j = read_rows()
+    networks = {backbone_of(entry.served_by.model) for entry in unseen} if split != "gpu" else set()
+    gpus = {entry.served_by.gpu for entry in unseen} if split == "gpu" else set()
+    kept = np.flatnonzero(~np.isin(rows.backbone.astype(str), [*networks]) & ~np.isin(rows.gpu.astype(str), [*gpus]))
+    return fit_served(rows.take(kept), energy_j[kept], own_fit(seen)).published or prior_fit(engine)
 
 
 def server_of(entry: TableEntry) -> tuple[Any, ...]:

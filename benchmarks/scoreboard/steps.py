@@ -19,7 +19,7 @@ from scoreboard.rows import Rows
 Column = np.ndarray[Any, np.dtype[Any]]
 
 INPUT_TOKENS: Mapping[str, float] = {
-    "lm-arena-chat": 250.0,
+    "lm-arena-chat": 500.0,
     "gpqa": 250.0,
     "sourcegraph-fim": 2000.0,
     "image-chat": 900.0,
@@ -79,6 +79,7 @@ class Steps:
                     known[gpu.name],
                     idle_w=IDLE_SHARE * gpu.tdp_w * work.gpus,
                     server=True,
+                    sorts=True,
                 )
                 for work, gpu in self.servers
             ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,8 @@ VOLTAGE = "energy of a switch grows with the voltage squared, which falls with t
 OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
 ONE_REPLAY = "TPOT of one replay of Llama-3.1-8B by vLLM 0.25 on an H200 (docs/replay.md)"
+
+SORTS = "radix sort of 32-bit keys with their places on H100 and B200: 3 to 8e9 entries/s"
 
 ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
@@ -68,6 +73,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("reduce_growth", 0.5, 0.5, "exponent of that in GPUs / 2"),
     _constant("sequence_s", 10e-6, 0.5, "s of output for a sequence in a step", OURS, 0.1),
     _constant("logit_s", 5e-11, 0.7, "s of sampling for each entry of the vocabulary and sequence"),
+    _constant("sort_s", 3e-10, 0.5, "s of top-p sampling for each entry of the vocabulary and sequence", SORTS),
     _constant("step_s", 0.6e-3, 0.5, "s of a step beside its layers", "schedulers of vLLM: 0.2 to 1 ms", 0.2),
     _constant("server_step_s", 0.35e-3, 0.05, "s more of a step whose tokens an API server hands out", ONLINE),
     _constant("intake_s", 12e-3, 0.3, "s from a request's arrival until the scheduler can see it", ONLINE),
@@ -205,4 +211,21 @@ def prior_fit(engine: str) -> Fit:
         covariance=np.diag([constant.sd**2 for constant in constants.values()]),
         energy_sd=ENERGY_ERROR,
         time_sd=TIME_ERROR,
+    )
+
+
+@cache
+def published_fit(engine: str) -> Fit:
+    """What rows that others published say of the constants, before a row of ours: of vLLM; priors alone of others."""
+    path = resources.files("infergy") / "data" / "published_fit.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if engine != stored["engine"]:
+        return prior_fit(engine)
+    return Fit(
+        engine=engine,
+        names=tuple(stored["names"]),
+        mean=np.array(stored["mean"]),
+        covariance=np.array(stored["covariance"]),
+        energy_sd=stored["energy_sd"],
+        time_sd=stored["time_sd"],
     )

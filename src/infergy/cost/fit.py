@@ -19,7 +19,7 @@ import numpy as np
 
 from infergy.catalog import get_gpu
 from infergy.catalog.models import shipped_model
-from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
+from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of, published_fit
 from infergy.cost.fit_rows import Entry, FitRow, entries_of, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.step import StepSums
@@ -195,7 +195,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
     Args:
         engine: Name of the engine that served all rows.
         rows: At least one.
-        prior: What earlier rows said, in place of the priors of the datasheet.
+        prior: What earlier rows said, or others', in place of the priors of the datasheet.
 
     Returns:
         The fit, and what it leaves of the logarithms of each row's joules and seconds, its GPU's offset taken out; NaN
@@ -288,7 +288,8 @@ def _fit_engines(entries: Mapping[str, TableEntry], prior: Table) -> tuple[dict[
     fits, left = dict(prior.fits), dict[str, Column]()
     for engine in sorted({entry.served_by.engine for entry in entries.values()}):
         own = {identity: entry for identity, entry in entries.items() if entry.served_by.engine == engine}
-        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], prior.fits.get(engine))
+        known = prior.fits.get(engine) or published_fit(engine)
+        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], known)
         left.update(zip(own, errors, strict=True))
     return fits, left
 

@@ -126,7 +126,9 @@ class Rates:
     power: PowerRates
 
 
-def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w: Any, server: bool = False) -> Rates:
+def rates_of(
+    work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w: Any, server: bool = False, sorts: bool = False
+) -> Rates:
     """The rates of a server.
 
     Args:
@@ -135,6 +137,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         constants: A value for each constant (`infergy.cost.constants`); columns of shape (k, 1) are k variants.
         idle_w: Watts of all GPUs, idle, with the model loaded; one for each row where sums are columns of rows.
         server: Whether an API server hands out each token as it comes.
+        sorts: Whether tokens are sampled from the most probable (top-p), for which the vocabulary is sorted.
     """
     c = constants
     tdp_w = gpu.tdp_w * work.gpus
@@ -148,7 +151,7 @@ def rates_of(work: ServerWork, gpu: Gpu, constants: Mapping[str, Any], *, idle_w
         matmul_j=matmul_j,
         attention_s=_attention_rates(work, cache_s, pair_s, traffic),
         attention_j=_attention_rates(work, c["byte_j"] * c["cache_energy"], pair_j, traffic),
-        host=_host_rates(work, gpu, c, server=server),
+        host=_host_rates(work, gpu, c, server=server, sorts=sorts),
         power=PowerRates(
             base_w=idle_w + (c["busy_share"] + (c["parallel_share"] if work.gpus > 1 else 0.0)) * tdp_w,
             limit_w=c["limit_share"] * tdp_w,
@@ -264,7 +267,7 @@ def _attention_rates(work: ServerWork, byte: Any, flop: Any, traffic: Any) -> At
     )
 
 
-def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool) -> HostRates:
+def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: bool, sorts: bool) -> HostRates:
     expert_layers = 0.0 if work.experts is None else work.experts.layers
     is_fp8 = _is_in_fp8(work, gpu)  # activations are quantised only to compute in it
     narrow_s = c["fp8_layer_s"] if is_fp8 else c["mxfp4_layer_s"] if work.dtype in WEIGHT_ONLY else 0.0
@@ -283,6 +286,6 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         piecewise=work.layers * c["piecewise_layer_s"],
         mixed=work.layers * c["mixed_layer_s"],
         step=c["step_s"] + (c["server_step_s"] if server else 0.0),
-        sequence=c["sequence_s"] + work.vocabulary * c["logit_s"],
+        sequence=c["sequence_s"] + work.vocabulary * (c["logit_s"] + (c["sort_s"] if sorts else 0.0)),
         prefill=c["prefill_s"],
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from infergy.catalog.shape import ModelShape
-from infergy.cost.constants import Column, Fit, prior_fit
+from infergy.cost.constants import Column, Fit, published_fit
 from infergy.cost.work import ExpertKernel, ServerWork, server_work
 from infergy.errors import DataError
 from infergy.files import parse_json
@@ -199,8 +199,8 @@ def shipped_table() -> Table:
 
 
 def fit_of(table: Table, engine: str) -> Fit:
-    """The fit of an engine; priors alone where nothing of it was measured."""
-    return table.fits[engine] if engine in table.fits else prior_fit(engine)
+    """The fit of an engine; what others published where nothing of it was measured."""
+    return table.fits[engine] if engine in table.fits else published_fit(engine)
 
 
 def box_of(steps: Any) -> Column:
