@@ -24,6 +24,7 @@ USUAL, USUAL_SD = 0.05, 1.0
 """Median of an amplitude before rows are seen, and standard deviation of its logarithm."""
 LARGEST = 0.5
 """Of a residual: that of a row which no constant explains says no more of its neighbours."""
+NOISE = "noise"
 EVALUATIONS = 25
 Z90 = 1.645
 
@@ -33,7 +34,7 @@ class Residual:
 
     def __init__(self, rows: Rows, residual: Column) -> None:
         self._rows = rows
-        parts = covariances(rows, rows)
+        parts = covariances(rows, rows) | {NOISE: np.eye(len(rows))}
         clipped = np.clip(residual, -LARGEST, LARGEST)
         self._amplitudes = _most_probable(parts, clipped)
         self._inverse = np.linalg.inv(sum(self._amplitudes[name] ** 2 * part for name, part in parts.items()))
@@ -71,7 +72,6 @@ def covariances(rows: Rows, others: Rows) -> dict[str, Column]:
         "network": same("backbone"),
         "series": series,
         "within series": series * near(rows.batch, others.batch, SERIES),
-        "noise": np.eye(len(rows)) if rows is others else np.zeros((len(rows), len(others))),
     }
 
 
