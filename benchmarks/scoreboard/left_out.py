@@ -34,7 +34,7 @@ class OwnScore:
 
     Attributes:
         split: ``model``, ``family``, ``gpu`` or ``host``: what was left out.
-        group: Engine and kind of model, or one model.
+        group: Engine and kind of model, or a server.
         coverage: Shares of rows inside the 90 % intervals of energy and of time.
     """
 
@@ -43,10 +43,8 @@ class OwnScore:
     rows: int
     energy_median: float
     energy_p90: float
-    energy_mean: float
     time_median: float
     time_p90: float
-    time_mean: float
     coverage: tuple[float, float]
 
 
@@ -109,7 +107,7 @@ def predict(members: Sequence[TableEntry], known: Fit, is_seen: bool) -> tuple[C
     """Logarithms of predicted over measured energy and time of entries of one server, and their sd; shape (rows, 2)."""
     rows = [fit_row(entry) for entry in members]
     first = rows[0]
-    names, logs, covariance = known.logs(first.gpu.name)
+    names, _, covariance = known.logs(first.gpu.name)
     values = known.constants(first.gpu.name)
     shifts = np.vstack([np.zeros(len(names)), SHIFT * np.eye(len(names))])
     columns: dict[str, Any] = {
@@ -134,29 +132,40 @@ def kind_of(entry: TableEntry) -> str:
     return f"{by.engine}, {kind}"
 
 
-def scores(results: Sequence[tuple[TableEntry, Column, Column]], split: str, group: Callable[[TableEntry], str]) -> list[OwnScore]:
-    """Scores group by group."""
+def server_name(entry: TableEntry) -> str:
+    """A server in words."""
+    by = entry.served_by
+    return f"{by.engine} {by.model} {by.dtype} {by.gpus} x {by.gpu}{'' if by.has_graphs else ', no graphs'}"
+
+
+def score_own(split: str) -> list[OwnScore]:
+    """Scores of engines and kinds of models, then of servers; each fold's constants are fitted without what it leaves out."""
+    results = list(left_out(own_entries(), split))
+    return [*_scores(results, split, kind_of), *_scores(results, split, server_name)]
+
+
+def _scores(
+    results: Sequence[tuple[TableEntry, Column, Column]], split: str, group: Callable[[TableEntry], str]
+) -> list[OwnScore]:
     groups: dict[str, list[tuple[Column, Column]]] = {}
     for entry, error, sd in results:
         groups.setdefault(group(entry), []).append((error, sd))
     made = []
     for name, members in sorted(groups.items()):
         logs, sd = (np.array(column) for column in zip(*members, strict=True))
-        off = np.expm1(logs)
-        inside = np.where(np.isfinite(logs), np.abs(logs) <= Z90 * sd, np.nan)
-        size = np.abs(off)
+        size = np.abs(np.expm1(logs))
+        median, p90 = np.nanmedian(size, axis=0), np.nanquantile(size, 0.9, axis=0)
+        inside = np.nanmean(np.where(np.isfinite(logs), np.abs(logs) <= Z90 * sd, np.nan), axis=0)
         made.append(
             OwnScore(
                 split=split,
                 group=name,
                 rows=len(members),
-                energy_median=float(np.nanmedian(size[:, 0])),
-                energy_p90=float(np.nanquantile(size[:, 0], 0.9)),
-                energy_mean=float(np.nanmean(off[:, 0])),
-                time_median=float(np.nanmedian(size[:, 1])),
-                time_p90=float(np.nanquantile(size[:, 1], 0.9)),
-                time_mean=float(np.nanmean(off[:, 1])),
-                coverage=(float(np.nanmean(inside[:, 0])), float(np.nanmean(inside[:, 1]))),
+                energy_median=float(median[0]),
+                energy_p90=float(p90[0]),
+                time_median=float(median[1]),
+                time_p90=float(p90[1]),
+                coverage=(float(inside[0]), float(inside[1])),
             )
         )
     return made

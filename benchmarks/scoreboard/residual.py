@@ -81,7 +81,9 @@ def _most_probable(parts: Mapping[str, Column], residual: Column) -> dict[str, f
 
     def objective(logs: Column) -> tuple[float, Column]:
         variances = np.exp(2 * logs)
-        root = np.linalg.cholesky(sum(variance * part for variance, part in zip(variances, parts.values(), strict=True)))
+        root = np.linalg.cholesky(
+            sum(variance * part for variance, part in zip(variances, parts.values(), strict=True))
+        )
         inverse = np.linalg.inv(root)
         inverse = inverse.T @ inverse
         pull, away = inverse @ residual, (logs - np.log(USUAL)) / USUAL_SD

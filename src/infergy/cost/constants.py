@@ -81,7 +81,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("prefill_s", 0.2e-3, 0.6, "s for each prompt, or chunk of one, in a step", OURS, 0.1),
     _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
     _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
-    _constant("expert_rows", 16.0, 0.4, "rows of a tile of grouped matmuls of few tokens, four times as many of more", TILES),
+    _constant("expert_rows", 16.0, 0.4, "rows of a tile of grouped matmuls of few tokens, a quarter of others'", TILES),
     _constant("padded_rows", 128.0, 0.4, "rows to which fp8 experts scaled in blocks are padded, all of them", TILES),
     _constant("expert_flops", 3.0, 0.5, "factor on the time of grouped matmuls over their FLOPs"),
     _constant("expert_energy", 1.5, 0.4, "energy of a FLOP of grouped matmuls over one of plain ones"),

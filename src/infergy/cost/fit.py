@@ -19,7 +19,16 @@ import numpy as np
 
 from infergy.catalog import get_gpu
 from infergy.catalog.models import shipped_model
-from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of, published_fit
+from infergy.cost.constants import (
+    ENERGY_ERROR,
+    TIME_ERROR,
+    UNIT_ENERGY_SD,
+    UNIT_TIME_SD,
+    Column,
+    Fit,
+    constants_of,
+    published_fit,
+)
 from infergy.cost.fit_rows import Entry, FitRow, entries_of, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.step import StepSums
@@ -202,7 +211,6 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         where arrivals set the time; shape (rows, 2).
     """
     problem = _Problem(engine, rows, prior)
-    count = len(problem.names)
     theta, damping = problem.prior_mean.copy(), DAMPING
     loss = problem.loss(theta)
     for _ in range(ROUNDS):

@@ -279,10 +279,11 @@ def _host_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], *, server: boo
         if work.experts is not None and work.experts.dispatched:
             launch = launch + expert_layers * c["dispatch_s"] * work.gpus / 2
         exchange = work.exchange_bytes / (NVLINK_4 if gpu.link is None else gpu.link.bandwidth)
+    eager_s = c["eager_layer_s"] * (c["fp8_eager"] if is_fp8 and not work.compiled else 1.0)
     return HostRates(
         launch=launch,
         exchange=exchange,
-        eager=work.layers * work.launches * c["eager_layer_s"] * (c["fp8_eager"] if is_fp8 and not work.compiled else 1.0),
+        eager=work.layers * work.launches * eager_s,
         piecewise=work.layers * c["piecewise_layer_s"],
         mixed=work.layers * c["mixed_layer_s"],
         step=c["step_s"] + (c["server_step_s"] if server else 0.0),
