@@ -107,11 +107,10 @@ def fit_served(rows: Rows, energy_j: Column, own: Fit | None = None) -> ServedFi
 
 
 @cache
-def _own_entries() -> tuple[TableEntry, ...]:
-    """Our rows; of a server with many every fourth one, which say as much of a model with other errors."""
-    known = [entry for entry in read_table(SHIPPED_TABLE, entries=True).entries if entry.served_by.engine == "vllm"]
-    count = Counter(entry.served_by for entry in known)
-    seen = Counter[ServedBy]()
+def own_entries(engine: str) -> tuple[TableEntry, ...]:
+    """Entries of the shipped table; of a server with many every fourth, which say as much of a model with other errors."""
+    known = [entry for entry in read_table(SHIPPED_TABLE, entries=True).entries if entry.served_by.engine == engine]
+    count, seen = Counter(entry.served_by for entry in known), Counter[ServedBy]()
     kept = []
     for entry in known:
         if count[entry.served_by] <= MANY or seen[entry.served_by] % EVERY == 0:
@@ -133,7 +132,7 @@ def _own_fit(backbones: frozenset[str], gpus: frozenset[str]) -> Fit:
     return _fit_of(
         tuple(
             entry
-            for entry in _own_entries()
+            for entry in own_entries("vllm")
             if backbone_of(entry.served_by.model) not in unseen and entry.served_by.gpu not in unseen_gpus
         )
     )

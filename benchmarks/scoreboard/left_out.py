@@ -15,9 +15,9 @@ from infergy.cost.fit import fit, fit_row
 from infergy.cost.fit_rows import entries_of, run_rows
 from infergy.cost.model import UNSEEN_GPU_SD, UNSEEN_SERVER_SD
 from infergy.cost.rates import rates_of
-from infergy.cost.table import SHIPPED_TABLE, TableEntry, read_table
+from infergy.cost.table import TableEntry, shipped_table
 from infergy.estimates.build import entries_of_rows
-from scoreboard.fit import fit_served, own_fit
+from scoreboard.fit import fit_served, own_entries, own_fit
 from scoreboard.rows import backbone_of, read_rows
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
@@ -48,10 +48,10 @@ class OwnScore:
     coverage: tuple[float, float]
 
 
-def own_entries() -> tuple[TableEntry, ...]:
-    """The entries of the shipped table, and those of the quick studies."""
-    table = read_table(SHIPPED_TABLE, entries=True)
-    return (*table.entries, *entries_of_rows(sorted(QUICK.glob("*.jsonl")), table.fits)[0])
+def entries_to_leave_out() -> tuple[TableEntry, ...]:
+    """Entries of the shipped table, and those of the quick studies, by engine."""
+    quick = entries_of_rows(sorted(QUICK.glob("*.jsonl")), shipped_table().fits)[0]
+    return (*own_entries("transformers"), *own_entries("vllm"), *quick)
 
 
 SPLITS: Mapping[str, Callable[[TableEntry], str]] = {
@@ -140,7 +140,7 @@ def server_name(entry: TableEntry) -> str:
 
 def score_own(split: str) -> list[OwnScore]:
     """Scores of engines and kinds of models, then of servers; each fold's constants are fitted without what it leaves out."""
-    results = list(left_out(own_entries(), split))
+    results = list(left_out(entries_to_leave_out(), split))
     return [*_scores(results, split, kind_of), *_scores(results, split, server_name)]
 
 

@@ -225,7 +225,7 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
 
 
 def _unit_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], dtype: str) -> tuple[Any, Any, Any, Any]:
-    """Seconds of a byte and of a FLOP in a format, on all GPUs at once, and joules of each."""
+    """Seconds of a byte and of a FLOP in a format, on all GPUs at once, and energy of each."""
     is_in_fp8 = dtype == work.dtype and _is_in_fp8(work, gpu)
     byte, flop, byte_energy, flop_energy = _format_factors(work, gpu, c) if dtype != DEFAULT_DTYPE else (1.0,) * 4
     byte_s = byte / (c["weight_efficiency"] * gpu.memory_bandwidth * work.gpus)

@@ -11,12 +11,12 @@ from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
 from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
 ExpertKernel = Literal["tiled", "fitted", "padded", "gathered"]
-"""How rows of experts are rounded up: to tiles of a size that grows with a step's tokens (vLLM's Triton kernels), to tiles
-fitted to an expert's tokens (CUTLASS, TensorRT-LLM, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM). Gathered:
-each decoded token copies the matrices of its experts, then multiplies (transformers)."""
+"""How rows of experts are rounded up: to tiles whose size grows with a step's tokens (vLLM's Triton kernels), to tiles
+fitted to an expert's tokens (CUTLASS, TensorRT-LLM, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM).
+Gathered: each decoded token copies the matrices of its experts, then multiplies (transformers)."""
 PLAIN_LAUNCHES, NORM_LAUNCHES, EXPERT_LAUNCHES = 36, 12, 11
-"""Kernels that transformers launches for a layer of Llama; more for norms on queries and keys; more for experts than for
-an MLP: router, softmax, top k, gather, two products, activation, weights, sum."""
+"""Kernels that transformers launches for a layer of Llama; more for norms on queries and keys; more for experts than
+for an MLP: router, softmax, top k, gather, two products, activation, weights, sum."""
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
 
