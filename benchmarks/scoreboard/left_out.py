@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from infergy.catalog.models import shipped_model
 from infergy.cost.constants import Fit, prior_fit, published_fit
 from infergy.cost.fit import fit, fit_row
 from infergy.cost.fit_rows import entries_of, run_rows
-from infergy.cost.model import UNSEEN_GPU_SD, UNSEEN_SERVER_SD
+from infergy.cost.model import UNSEEN_GPU_SD, unseen_sd
 from infergy.cost.rates import rates_of
-from infergy.cost.table import TableEntry, shipped_table
+from infergy.cost.table import ServedBy, TableEntry, shipped_table
 from infergy.estimates.build import entries_of_rows
 from scoreboard.fit import fit_served, own_entries, own_fit
 from scoreboard.rows import backbone_of, read_rows
@@ -77,12 +77,12 @@ def left_out(entries: Sequence[TableEntry], split: str) -> Iterator[tuple[TableE
         own = [entry for entry in entries if entry.served_by.engine == engine]
         for seen, unseen in folds(own, split):
             known = fit(engine, [fit_row(entry) for entry in seen], _published(engine, split, seen, unseen))[0]
-            servers = {server_of(entry) for entry in seen}
+            servers = {replace(entry.served_by, is_api=False) for entry in seen}
             groups: dict[Any, list[TableEntry]] = {}
             for entry in unseen:
                 groups.setdefault((entry.served_by, entry.origin.unit), []).append(entry)
             for members in groups.values():
-                error, sd = predict(members, known, server_of(members[0]) in servers)
+                error, sd = predict(members, known, servers)
                 yield from zip(members, error, sd, strict=True)
 
 
@@ -97,13 +97,7 @@ def _published(engine: str, split: str, seen: Sequence[TableEntry], unseen: Sequ
     return fit_served(rows.take(kept), energy_j[kept], own_fit(seen)).published or prior_fit(engine)
 
 
-def server_of(entry: TableEntry) -> tuple[Any, ...]:
-    """What must be alike for a server to count as measured."""
-    by = entry.served_by
-    return by.model, by.dtype, by.gpu, by.gpus, by.has_graphs
-
-
-def predict(members: Sequence[TableEntry], known: Fit, is_seen: bool) -> tuple[Column, Column]:
+def predict(members: Sequence[TableEntry], known: Fit, servers: set[ServedBy]) -> tuple[Column, Column]:
     """Logarithms of predicted over measured energy and time of entries of one server, and their sd; shape (rows, 2)."""
     rows = [fit_row(entry) for entry in members]
     first = rows[0]
@@ -120,7 +114,9 @@ def predict(members: Sequence[TableEntry], known: Fit, is_seen: bool) -> tuple[C
     slopes = (at[1:] - at[0]) / SHIFT  # constants, rows, 2
     variance = np.einsum("cri,cd,dri->ri", slopes, covariance, slopes)
     variance += np.array([known.energy_sd**2 + known.unit_energy_sd**2, known.time_sd**2 + known.unit_time_sd**2])
-    variance += (0.0 if first.gpu.name in known.rows else UNSEEN_GPU_SD**2) + (0.0 if is_seen else UNSEEN_SERVER_SD**2)
+    by, has_experts = members[0].served_by, first.work.experts is not None
+    variance += unseen_sd(by, has_experts=has_experts, measured=servers) ** 2
+    variance += 0.0 if first.gpu.name in known.rows else UNSEEN_GPU_SD**2
     measured = np.log(np.array([(row.energy_j, row.seconds or np.nan) for row in rows]))
     return at[0] - measured, np.sqrt(variance)
 
