@@ -60,7 +60,8 @@ def covariances(rows: Rows, others: Rows) -> dict[str, Column]:
         return np.asarray(np.logical_and.reduce(list(pairs)), dtype=float)
 
     def size_of(these: Rows) -> Column:
-        return these.total_parameters * np.array([DTYPE_BYTES.get(str(name), 2.0) for name in these.precision])
+        wide = np.array([DTYPE_BYTES.get(str(name), 2.0) for name in these.precision])
+        return np.asarray(these.total_parameters * wide)
 
     batch, gpus = near(rows.batch, others.batch, BATCH), near(rows.gpus, others.gpus, GPUS)
     active = near(rows.active_parameters, others.active_parameters, SIZE)

@@ -207,7 +207,7 @@ def _cached(rows: Rows, inputs: Column, capacity: Column) -> Column:
     again = np.where(rows.repeats > 1, 1.0 - np.clip((prompts - rows.max_num_seqs) / counted, 0.0, 1.0), 0.0)
     running = rows.batch * (inputs + rows.output_tokens / 2)
     # Replicas have caches of their own, and a request goes to any.
-    return again * np.minimum(1.0, capacity / (running + prompts * inputs)) / rows.data_parallel
+    return np.asarray(again * np.minimum(1.0, capacity / (running + prompts * inputs)) / rows.data_parallel)
 
 
 def stand_in(rows: Rows, place: int) -> ModelShape:
