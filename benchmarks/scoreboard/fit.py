@@ -10,7 +10,6 @@ of the benchmark's rows differs from it by a factor, whose prior is wide where h
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -20,7 +19,7 @@ import numpy as np
 
 from infergy.cost.constants import BY_NAME, Fit, prior_fit
 from infergy.cost.fit import fit, fit_row
-from infergy.cost.table import SHIPPED_TABLE, ServedBy, TableEntry, read_table
+from infergy.cost.table import SHIPPED_TABLE, TableEntry, read_table
 from scoreboard.rows import Rows, backbone_of, read_rows
 from scoreboard.steps import INPUT_TOKENS, Column, Steps, steps_of
 
@@ -33,7 +32,6 @@ HOST_VERSION_SD, ANY_VERSION_SD = 0.5, 0.1
 PROMPT_SD = {"lm-arena-chat": 0.25, "gpqa": 0.4, "sourcegraph-fim": 0.5}
 ANY_PROMPT_SD = 0.7
 """Standard deviation of the logarithm of a task's prompt length about the guess; images and video are least known."""
-MANY, EVERY = 20, 4
 EVALUATIONS = 40
 ENOUGH = 1e-4
 """Relative change of the objective below which the fit ends."""
@@ -108,15 +106,8 @@ def fit_served(rows: Rows, energy_j: Column, own: Fit | None = None) -> ServedFi
 
 @cache
 def own_entries(engine: str) -> tuple[TableEntry, ...]:
-    """Entries of the shipped table; of a server with many every fourth, which say as much of a model with other errors."""
-    known = [entry for entry in read_table(SHIPPED_TABLE, entries=True).entries if entry.served_by.engine == engine]
-    count, seen = Counter(entry.served_by for entry in known), Counter[ServedBy]()
-    kept = []
-    for entry in known:
-        if count[entry.served_by] <= MANY or seen[entry.served_by] % EVERY == 0:
-            kept.append(entry)
-        seen[entry.served_by] += 1
-    return tuple(kept)
+    """Entries of the shipped table."""
+    return tuple(entry for entry in read_table(SHIPPED_TABLE, entries=True).entries if entry.served_by.engine == engine)
 
 
 @cache
