@@ -28,6 +28,7 @@ $(VENV)/lint.stamp: $(VENV)/test.stamp
 
 demo: $(VENV)/run.stamp ## Set up, then estimate the energy of a real trace
 	$(BIN)/infergy estimate azure-conv-2023
+	@echo 'Next: . $(BIN)/activate; infergy --help'
 
 test: $(VENV)/test.stamp ## Set up, then run the tests (no GPU, no network)
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -59,6 +60,7 @@ bench: $(VENV)/test.stamp ## Speed and memory, beside the alternatives (writes 1
 	$(BIN)/python benchmarks/trace_csv.py
 	$(BIN)/python benchmarks/trace_parquet.py
 	$(BIN)/python benchmarks/many_rows.py
+	$(BIN)/python benchmarks/watch_cost.py
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

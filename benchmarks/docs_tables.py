@@ -26,6 +26,7 @@ KINDS = ("h200", "h100-sxm")
 SITE = "--price-per-kwh 0.12 --carbon 400 --pue 1.2 --host-watts 150"
 COMMANDS = (
     ("../README.md", "infergy estimate azure-conv-2023"),
+    ("../README.md", "infergy recommend azure-conv-2023 --ttft-p99 1s --tpot-p99 50ms | head -7"),
     ("estimates.md", "infergy estimate azure-conv-2023"),
     ("estimates.md", "infergy estimate azure-conv-2023 --method ceiling"),
     ("footprint.md", f"infergy estimate azure-conv-2023 {SITE}"),
@@ -46,7 +47,7 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("cost.md", "constants of transformers"): constants_table(TRANSFORMERS, table.fits["transformers"]),
         ("cost.md", "errors by server"): errors_table(table),
         ("logs.md", "formats"): formats_table(),
-        ("../README.md", "replays in short"): replays["short_table"](),
+        ("../README.md", "proof"): replays["proof_table"](),
         ("replay.md", "replays"): replays["runs_table"](runs),
         ("replay.md", "summary"): replays["summary_table"](runs),
         ("replay.md", "repeats"): replays["repeats_table"](runs),
@@ -54,14 +55,15 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         ("replay.md", "third round"): replays["round_table"](3),
         ("replay.md", "fourth round"): replays["round_table"](4),
         ("replay.md", "savings"): replays["savings_table"](4),
-        ("../README.md", "savings"): replays["savings_table"](4),
         ("replay.md", "fifth round"): replays["round_table"](5),
         **{
-            (page, f"savings on {base}"): replays["savings_table"](5, base)
-            for page in ("replay.md", "../README.md")
+            ("replay.md", f"savings on {base}"): replays["savings_table"](5, base)
             for base in ("2 replicas", "transformers, s32")
         },
         ("replay.md", "savings of the fifth round"): replays["savings_table"](5),
+        ("replay.md", "sixth round"): replays["round_table"](6),
+        ("replay.md", "savings of the sixth round"): replays["savings_table"](6),
+        ("replay.md", "savings on two GPUs"): replays["savings_table"](6, "2 replicas"),
         ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),
         **{(page, command): output_of(command) for page, command in COMMANDS},
         ("replay.md", "intake"): replays["intake_table"](runs),
@@ -70,9 +72,11 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
 
 def output_of(command: str) -> str:
     """A command and what it prints, as a block of code."""
-    arguments = [sys.executable, "-m", *command.split()]
+    typed, _, first = command.partition(" | head -")
+    arguments = [sys.executable, "-m", *typed.split()]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "126"})
-    lines = [f"$ {command}", *(line.rstrip() for line in run.stdout.rstrip().splitlines())]
+    printed = run.stdout.rstrip().splitlines()[: int(first) if first else None]
+    lines = [f"$ {command}", *(line.rstrip() for line in printed)]
     return "\n".join(["```", *lines, "```"])
 
 

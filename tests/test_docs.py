@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import runpy
@@ -14,10 +15,13 @@ import typer.main
 
 from infergy.cli import app
 from infergy.estimates.latency import LATENCY_SD, Z90
+from infergy.records.store import read_store
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "replay", "serving")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "README", "replay", "serving")
+]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
 OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write"}
 OF_VLLM = {
@@ -32,6 +36,8 @@ OF_VLLM = {
     "--output-details",
 }
 OF_RAY = {"--head", "--address", "--resources"}
+# Of the servers that watch reads.
+OF_SERVERS = {"--enable-metrics", "--metrics", "--enable-mfu-metrics"}
 # The scoreboard has a command line of its own.
 PAGES_OF_OPTIONS = sorted({*PAGES, *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "scoreboard.md"})
 
@@ -65,6 +71,16 @@ def test_each_measured_replay_was_predicted() -> None:
     assert all(run.inside[0] for run in runs)
 
 
+def test_each_measured_cell_of_other_models_was_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    models = runpy.run_path(str(BENCHMARKS / "models.py"))
+    predicted = json.loads((BENCHMARKS / "models/h200-predictions.json").read_text(encoding="utf-8"))
+    rows = [row for path in models["HERE"].glob("*.jsonl") for row in read_store(path).rows]
+    assert {row.cell.id for row in rows} <= set(predicted)
+    assert len(rows) == 28
+    models["main"]([])
+    assert capsys.readouterr().out in (ROOT / "docs/measurements.md").read_text(encoding="utf-8")
+
+
 def test_intervals_of_latencies_contain_nine_of_ten_measured_ones() -> None:
     # What docs/cost.md says, with the uncertainty of the time of steps that the answer for both traces has.
     replays = runpy.run_path(str(BENCHMARKS / "replays.py"))
@@ -94,7 +110,7 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES_OF_OPTIONS, ids=lambda page: page.name)
 def test_options_of_a_page_exist(page: Path) -> None:
-    known = set(options_of(typer.main.get_command(app))) | OF_BENCHMARKS | OF_VLLM | OF_RAY | {"--help"}
+    known = set(options_of(typer.main.get_command(app))) | OF_BENCHMARKS | OF_VLLM | OF_RAY | OF_SERVERS | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8"))) <= known
 
 

@@ -251,6 +251,16 @@ def test_an_fp8_scheme_with_other_scales_is_rejected() -> None:
         draw_weights(fp8_linear(scales=4), "random", seed=1)
 
 
+def test_fp8_experts_are_drawn_each_with_its_own_scale() -> None:
+    layer = torch.nn.Module()
+    layer.w13_weight = torch.nn.Parameter(torch.zeros(4, 64, 128).to(torch.float8_e4m3fn), requires_grad=False)
+    layer.w13_weight_scale = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+    assert draw_weights(layer, "random", seed=1) == 4 * 64 * 128
+    values = layer.w13_weight.float() * layer.w13_weight_scale[:, None, None]
+    assert values.std((1, 2)).numpy() == pytest.approx(0.02, rel=0.05)
+    assert len(set(layer.w13_weight_scale.tolist())) == 4
+
+
 OLMOE = {
     "model_type": "olmoe",
     "architectures": ["OlmoeForCausalLM"],

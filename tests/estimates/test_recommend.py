@@ -190,3 +190,15 @@ def test_any_model_is_searched(model: str) -> None:
     found = recommend(REQUESTS, present=present)
     assert found.recommended is not None
     assert found.of(found.recommended).energy_j <= found.of(found.present).energy_j
+
+
+def test_layouts_far_over_a_limit_of_ttft_are_not_varied() -> None:
+    # Smaller batches and steps shorten no wait: a tenth of what the fastest layout needs.
+    best = recommend(REQUESTS, FEW, shipped_table()).configurations[0].estimate.run.latency.ttft_s
+    assert best is not None
+    free, strict = (
+        recommend(REQUESTS, None, shipped_table(), present=ServerSpec(), limits=Limits(ttft_p99_s=limit_s))
+        for limit_s in (10 * best.p99, best.p99 / 10)
+    )
+    assert strict.recommended is None
+    assert strict.searched.windows < free.searched.windows

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infergy.engines import Completion, Work
-from infergy.measure.cell import _count
+from infergy.measure.cell import count_batch
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import sweep
 from infergy.quality.phases import find_phases
@@ -87,9 +87,9 @@ def test_a_simulated_sweep_tells_the_times_and_the_joules_of_both_phases(tmp_pat
 def test_a_batch_keeps_the_mean_of_its_requests_and_the_longest_wait() -> None:
     work = Work(prompts=((1, 2), (3, 4)), output_tokens=(5, 5), arrival_s=(0.0, 0.0))
     done = Completion(input_tokens=(2, 2), output_tokens=(5, 5), first_token_s=(0.1, 0.3), finished_s=(0.8, 0.9))
-    batch = _count(work, done, 10.0, 11.0)
+    batch = count_batch(work, done, 10.0, 11.0)
     assert batch.first_token_s == pytest.approx(0.2)
     assert batch.last_first_token_s == 0.3
     assert batch.finished_s == pytest.approx(0.85)
-    silent = _count(work, replace(done, first_token_s=None, finished_s=None), 10.0, 11.0)
+    silent = count_batch(work, replace(done, first_token_s=None, finished_s=None), 10.0, 11.0)
     assert (silent.first_token_s, silent.last_first_token_s, silent.finished_s) == (None, None, None)

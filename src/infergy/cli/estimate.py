@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from infergy.cli.options import (
     BinSelection,
     ExplainOption,
     JsonOption,
+    RequestLogOption,
     TracesArg,
     TraceSelection,
     option,
@@ -45,8 +47,11 @@ from infergy.units import (
 )
 
 if TYPE_CHECKING:
+    from infergy.cost.table import Table
     from infergy.estimates.estimate import RunEstimate, ServerEstimate, TraceEstimate, TraceFacts
     from infergy.estimates.latency import LikelyPercentiles
+    from infergy.estimates.servers import ServerSpec
+    from infergy.workload.requests import Sample
 
 RUNS, CEILING = "runs", "ceiling"
 INTERVAL = "(90 % interval)"
@@ -99,6 +104,7 @@ def estimate(
     timeline: int | None = option(
         "With --json: power, batch and queue in so many equal parts of a run", min=1, max=10_000
     ),
+    request_log: RequestLogOption = None,
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,7 +117,10 @@ def estimate(
         _check_timeline(timeline, is_ceiling=is_ceiling, as_json=as_json)
     site = footprint.site(needs_runs=is_ceiling)
     table = measured.load()
-    samples = (trace.open(source) for source in sources)
+    samples: Iterable[Sample] = (trace.open(source) for source in sources)
+    if request_log is not None:
+        samples = [*samples]
+        _write_requests(request_log, samples, specs, table, is_ceiling=is_ceiling)
     answers: Sequence[Any]
     show: Callable[[Any], None]
     if is_ceiling:
@@ -131,6 +140,18 @@ def estimate(
         print_json(answers)
     else:
         show(answers)
+
+
+def _write_requests(
+    path: Path, samples: Sequence[Sample], specs: Sequence[ServerSpec], table: Table, *, is_ceiling: bool
+) -> None:
+    from infergy.estimates.request_log import log_of_sample, write_log
+    from infergy.estimates.servers import open_server
+
+    if is_ceiling or len(samples) != 1 or len(specs) != 1:
+        why = "it is of the requests of one trace on one server, served in simulation"
+        raise UsageError.conflict({"--request-log": str(path), "traces": len(samples), "servers": len(specs)}, why)
+    write_log(path, log_of_sample(samples[0], open_server(specs[0], table)))
 
 
 def _check_timeline(timeline: int, *, is_ceiling: bool, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from infergy.measure.studies import Study, StudySize
 
 catalog = make_group(
-    "List GPUs, models, studies or JSON schemas, or print one of them.\n\n"
+    "List GPUs, models, studies or JSON schemas, or print one of them, or the dashboard of Grafana.\n\n"
     "Example: infergy list models llama-3.1-8b --gpu h200"
 )
 
@@ -170,6 +171,15 @@ def schemas(
     Example: infergy list schemas measurement > measurement.schema.json
     """
     typer.echo("\n".join(SCHEMAS) if name is None else json.dumps(make_schema(name), indent=1))
+
+
+@catalog.command()
+def dashboard() -> None:
+    """Print the dashboard of Grafana that shows what `infergy watch --export` serves.
+
+    Example: infergy list dashboard > infergy.json
+    """
+    typer.echo((resources.files("infergy") / "data" / "grafana.json").read_text(encoding="utf-8"), nl=False)
 
 
 def _gpu_lines(gpu: Gpu) -> list[tuple[str, str]]:

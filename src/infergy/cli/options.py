@@ -7,6 +7,7 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +41,13 @@ ExplainOption = Annotated[bool, typer.Option("--explain", help="Also print how e
 SimulateOption = Annotated[
     bool, typer.Option("--simulate", help="Use a simulated GPU; results are marked and say nothing about real ones")
 ]
-MeterOption = Annotated[str, typer.Option("--meter", help="nvml, or a plug-in such as zeus-gpu or zeus-cpu")]
+MeterOption = Annotated[
+    str, typer.Option("--meter", help="nvml, a plug-in such as zeus-gpu, or the URL of an exporter (watch --export)")
+]
+RequestLogOption = Annotated[
+    Path | None,
+    typer.Option("--request-log", help="Write the energy of each request here: JSON lines, OpenTelemetry's names"),
+]
 AllowSimulatedOption = Annotated[
     bool, typer.Option("--allow-simulated", help="Use rows of a simulated GPU; they say nothing about real ones")
 ]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from infergy.cli.endpoint import NO_METER, EndpointSelection, demand_energy, serve_unmetered, setups_on
 from infergy.cli.measure import gpu_here, measure_plan
 from infergy.cli.options import (
     JsonOption,
     MeterOption,
+    RequestLogOption,
     SimulateOption,
     TraceSelection,
     argument,
@@ -24,7 +27,9 @@ from infergy.cli.options import (
 )
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes
 from infergy.cli.server_options import MeasuredSelection
-from infergy.errors import DataError, UsageError
+from infergy.errors import DataError, MissingError, UsageError
+from infergy.meters import open_meter
+from infergy.outputs import check_output
 from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -32,10 +37,11 @@ if TYPE_CHECKING:
     from infergy.estimates.replay import Replay
     from infergy.measure.planner import Run
     from infergy.records import Arrivals, EngineSetup, Measurement, Plan
+    from infergy.records.endpoint import Endpoint
     from infergy.workload import Requests
 
 DEFAULT_GPU = "h200"
-OF_A_PLAN = ("gpu", "output", "simulate", "meter")
+OF_A_PLAN = ("gpu", "output", "simulate", "meter", "energy_gpu_ids", "request_log")
 """Options that a plan takes too; rows, which are measured, take --gpu alone."""
 SHOWN: Mapping[str, Callable[[float], str]] = {
     "_j": partial(format_si, unit="J"),
@@ -110,29 +116,32 @@ def replay(
     trace: TraceSelection,
     measured: MeasuredSelection,
     target: ReplayTarget,
+    endpoint: EndpointSelection,
     plan: Path | None = option("Write the plan here, to measure it elsewhere"),
     output: Path | None = option("Measure it into this store, then print both", "-o", "--output-file"),
     simulate: SimulateOption = False,
     meter: MeterOption = "nvml",
+    request_log: RequestLogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the energy and latencies of a window of a trace on a real engine, and measure them with -o.
 
     Example: infergy replay azure-conv-2023 --from 10m --for 75s --speed 3 -o replays.jsonl
     """
-    from infergy.catalog import get_gpu
-    from infergy.estimates.replay import compare_rows, predict, replica_groups
-    from infergy.records import Plan
+    from infergy.estimates.replay import predict, replica_groups
+    from infergy.estimates.request_log import LOG_KIND, LOG_SIGN
 
     path = Path(source)
     kind = _kind_of(path)
     _check_options(path, kind, typed_options(context))
+    if request_log is not None:
+        check_output(request_log, LOG_KIND, LOG_SIGN)
+    resolved: Plan | None = None
     if kind == "rows":
-        found, table = _compare_store(path, target.gpu, measured)
+        found, table, gpu = _compare_store(path, target.gpu, measured)
     else:
-        gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
-        resolved = Plan.load(path) if kind == "plan" else _plan(source, trace, target, gpu)
-        gpu = gpu if target.gpu else resolved.gpu or gpu
+        endpoint.choose_gpus()
+        resolved, gpu = _resolve(source, kind, trace, target, endpoint)
         table = measured.load()
         found = [predict(parts, gpu, table) for parts in replica_groups(resolved.cells)]
         if plan is not None:
@@ -140,27 +149,77 @@ def replay(
             typer.echo(f"{plan}: on the machine with the GPU: python -m infergy.measure {plan} -o ROWS.jsonl", err=True)
         if output is not None:
             typer.echo("\n".join(f"predicted {one.cell}: {_energy(one)}" for one in found), err=True)
-            measure_plan(resolved, output, simulate=simulate, meter=meter)
-            found = compare_rows(_rows_of(resolved, output), gpu, table) or found
+            found = _measure(resolved, output, gpu, table, simulate=simulate, meter=meter) or found
+    if request_log is not None:
+        _log_requests(request_log, path if kind == "rows" else output, resolved, gpu, table)
     if as_json:
         print_json(found)
     else:
         _print(found)
         print_notes(dict.fromkeys((*(note for one in found for note in one.notes), *table.notes)))
+    demand_energy(found, meter)
 
 
-def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table]:
-    """Each measured replay of a store beside its prediction, and the table of the predictions."""
+def _resolve(
+    source: str, kind: str, trace: TraceSelection, target: ReplayTarget, endpoint: EndpointSelection
+) -> tuple[Plan, str]:
+    """The plan that is named or that the options make, and the GPU to predict for."""
+    from infergy.catalog import get_gpu
+    from infergy.records import Plan
+
+    gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
+    if kind == "plan":
+        plan = Plan.load(Path(source))
+        return plan, gpu if target.gpu else plan.gpu or gpu
+    return _plan(source, trace, target, gpu, endpoint.open()), gpu
+
+
+def _measure(plan: Plan, output: Path, gpu: str, table: Table, *, simulate: bool, meter: str) -> list[Replay]:
+    """A plan measured into a store, beside its prediction; of a server without a meter its latencies alone, no rows."""
+    from infergy.estimates.replay import compare_rows
+
+    reason = f"--meter {NO_METER}" if meter == NO_METER else None
+    if plan.endpoint is not None and not simulate and reason is None:
+        try:
+            open_meter(meter, max(setup.tensor_parallel for setup in plan.by_setup())).close()
+        except MissingError as error:
+            reason = str(error)
+    if plan.endpoint is None or reason is None:
+        measure_plan(plan, output, simulate=simulate, meter=meter)
+        return compare_rows(_rows_of(plan, output), gpu, table)
+    typer.echo(f"no energy, and no row in {output}: {reason}", err=True)
+    return serve_unmetered(plan, gpu, table)
+
+
+def _compare_store(path: Path, gpu: str | None, measured: MeasuredSelection) -> tuple[list[Replay], Table, str]:
+    """Each measured replay of a store beside its prediction, and the table and the GPU of the predictions."""
     from infergy.catalog import get_gpu
     from infergy.estimates.replay import compare_rows
     from infergy.records.store import read_store
 
     rows, table = read_store(path).rows, measured.load()
-    found = compare_rows(rows, get_gpu(gpu or _gpu_of(rows)).name, table)
+    name = get_gpu(gpu or _gpu_of(rows)).name
+    found = compare_rows(rows, name, table)
     if not found:
         message = f"{path}: no measured replay in it. Measure one: infergy replay TRACE --for 75s -o {path}"
         raise UsageError(message, code="no-rows", path=str(path))
-    return found, table
+    return found, table, name
+
+
+def _log_requests(path: Path, store: Path | None, plan: Plan | None, gpu: str, table: Table) -> None:
+    """Write the requests of the replays of a plan, or of a store: measured where there are rows."""
+    from infergy.estimates.replay import measured_groups, replica_groups
+    from infergy.estimates.request_log import log_of_replay, write_log
+    from infergy.records.store import read_store
+
+    rows: Sequence[Measurement] = ()
+    if store is not None and store.exists():
+        rows = read_store(store).rows if plan is None else _rows_of(plan, store)
+    groups = measured_groups(rows)
+    lines = [log_of_replay(group, gpu, table) for group in groups]
+    if plan is not None and not groups:
+        lines = [log_of_replay(group, gpu, table) for group in replica_groups(plan.cells)]
+    write_log(path, chain.from_iterable(lines))
 
 
 def _rows_of(plan: Plan, store: Path) -> list[Measurement]:
@@ -177,18 +236,18 @@ def _check_options(path: Path, kind_of_file: str, typed: Mapping[str, str]) -> N
         UsageError: There are any.
     """
     options = {name: option for name, option in typed.items() if name not in OF_ALL}
-    kept = {"trace": options, "plan": OF_A_PLAN, "rows": ("gpu",)}[kind_of_file]
+    kept = {"trace": options, "plan": OF_A_PLAN, "rows": ("gpu", "request_log")}[kind_of_file]
     why = f"{path}: {'rows say' if kind_of_file == 'rows' else 'a plan says'} what is served"
     wrong = [option for name, option in options.items() if name not in kept]
     if not wrong and "output" not in options:
         why = "nothing is measured without -o FILE"
-        wrong = [option for name, option in options.items() if name in ("simulate", "meter")]
+        wrong = [option for name, option in options.items() if name in ("simulate", "meter", "energy_gpu_ids")]
     if wrong:
         message = f"{why}; leave out what does not apply: {', '.join(wrong)}"
         raise UsageError(message, code="option-not-applicable", path=str(path), options=wrong)
 
 
-def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) -> Plan:
+def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str, endpoint: Endpoint | None) -> Plan:
     from infergy.measure.replays import plan_replays
     from infergy.workload import Histogram
 
@@ -201,7 +260,7 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
         message = f"{source}: a histogram has no requests in order to replay. Give the trace that it was made of"
         raise DataError(message, code="wrong-schema", path=source, found="histogram", expected="trace")
     whole = trace.all_of(opened)
-    if trace.rate is not None and whole.arrival_s is None:
+    if trace.rate is not None and whole.arrival_s is None and endpoint is None:
         message = f"{source}: --rate makes random arrivals of a trace without; to measure such: a grid of poisson loads"
         raise UsageError(message, code="no-arrivals", trace=source, option="--rate")
     chosen = trace.part_of(whole, source)
@@ -219,10 +278,10 @@ def _plan(source: str, trace: TraceSelection, target: ReplayTarget, gpu: str) ->
         raise UsageError(message, code="not-supported", trace=source, option="--replicas", reason="sessions")
     asked = [
         (setup, run)
-        for setup in target.setups(has_blocks=has_blocks)
+        for setup in setups_on(endpoint, target.setups(has_blocks=has_blocks), target.replicas)
         for run in _runs_on(setup, chosen, replace(arrivals, replicas=target.replicas), gpu)
     ]
-    return plan_replays(asked, gpu=gpu)
+    return replace(plan_replays(asked, gpu=gpu), endpoint=endpoint)
 
 
 def _runs_on(setup: EngineSetup, requests: Requests, arrivals: Arrivals, gpu: str) -> Iterator[Run]:
@@ -252,7 +311,7 @@ def _arrivals(source: str, trace: TraceSelection, whole: Requests, *, timed: boo
     from infergy.records.cell import REPLAY
 
     start_s = 0.0 if trace.start is None else seconds_of("--from", trace.start)
-    speed = trace.speed_of(whole)
+    speed = 1.0 if whole.arrival_s is None else trace.speed_of(whole)
     part = Arrivals(law=REPLAY, trace=source, timed=timed, speed=speed if timed else 1.0)
     if trace.duration is not None and trace.requests is None:
         # All at once no time passes: what the speed decides is how much of the trace the window spans.
@@ -310,8 +369,11 @@ def _print(found: Sequence[Replay]) -> None:
             continue
         if one.simulated:
             typer.echo("  SIMULATED: measured on a simulated GPU, which says nothing about real ones")
-        inside = "inside" if one.is_inside else "outside"
-        typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
+        if one.is_inside is None:
+            typer.echo(f"  predicted: {_energy(one)}; its energy was not measured")
+        else:
+            inside = "inside" if one.is_inside else "outside"
+            typer.echo(f"  measured energy {inside} the 90 % interval: {_energy(one)}")
         rows = []
         for figure in one.compared:
             shown = next(show for end, show in SHOWN.items() if figure.name.endswith(end))

@@ -32,6 +32,7 @@ SCHEMAS = {
     "studies": "measure.studies STUDIES_SCHEMA StudyList",
     "timeline": "report.power_chart TIMELINE_SCHEMA Picture",
     "trace": "workload.summary TRACE_SCHEMA TraceSummary",
+    "watch": "watch.live WATCH_SCHEMA Live",
     "window": "measure.block BLOCK_SCHEMA BlockEnergy",
 }
 """Where the version and the class of a published format are, under `infergy`."""

@@ -12,7 +12,7 @@ from infergy.cli.output import print_json
 from infergy.units import count_of, format_percent
 
 table = make_group(
-    "Build the table that estimates read from measured rows; merge stores.\n\n"
+    "Build the table that estimates read from measured rows; import runs of others; merge stores.\n\n"
     "Example: infergy table build mine.jsonl -o mine-table.jsonl"
 )
 
@@ -50,6 +50,33 @@ def build(
             f"{engine}: {count_of(sum(fit.rows.values()), 'row')}; energy within {format_percent(fit.energy_sd)}, time "
             f"within {format_percent(fit.time_sd)} (1 sd)"
         )
+    typer.echo(f"{output}: {count_of(len(built.entries), 'entry')}. Use it: infergy estimate TRACE --table {output}")
+
+
+@table.command("import")
+@with_options
+def import_runs(
+    files: list[Path] = argument("results.json of ML.ENERGY, agg_*.json of InferenceX, emissions.csv", "FILE"),
+    output: Path = option("The table to write", "-o", "--output-file", default=MISSING),
+    as_json: JsonOption = False,
+) -> None:
+    """Runs that other tools measured, as a table beside the shipped one; of those that lack a fact, which.
+
+    Example: infergy table import results.json agg_run.json -o theirs-table.jsonl
+    """
+    from infergy.cost.table import write_table
+    from infergy.estimates.foreign_runs import import_runs as read_runs
+    from infergy.estimates.servers import outlier_notes, shipped_table
+
+    built, done = read_runs(files, shipped_table())
+    write_table(built, output)
+    for note in outlier_notes(built):
+        typer.echo(note, err=True)
+    if as_json:
+        print_json([{"output": str(output), "runs": done}])
+        return
+    for one in done:
+        typer.echo(f"{one.file}: {one.run}" + ("" if one.missing is None else f" left out: it lacks {one.missing}"))
     typer.echo(f"{output}: {count_of(len(built.entries), 'entry')}. Use it: infergy estimate TRACE --table {output}")
 
 

@@ -22,6 +22,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "measure": "Measure the energy of a grid of cells, or of shipped studies",
         "run": "Measure the energy of any program",
         "replay": "Predict and measure a window of a trace on a real engine",
+        "watch": "Watch a running server: power, tokens, energy per token",
         "doctor": "Report what can be measured on this machine",
     },
     "Inspect": {
@@ -32,7 +33,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Look up": {
         "list": "GPUs, models, studies and JSON schemas, or one of them",
-        "table": "Build the table that estimates read; merge stores",
+        "table": "Build the table that estimates read; import runs; merge stores",
     },
 }
 ALL = tuple(verb for group in GROUPS.values() for verb in group)

@@ -10,6 +10,7 @@ from infergy.engines.weights import LAWS
 from infergy.errors import EngineError, UsageError
 from infergy.records import FP8, GREEDY, SERVER, Arrivals, Decoding, EngineSetup
 from infergy.records.cell import REPLAY
+from infergy.records.endpoint import Served
 from infergy.records.engine_setup import Speculation
 from infergy.records.latency import EngineCounts, EngineTimes
 from infergy.records.window import Drafts
@@ -87,6 +88,7 @@ class Completion:
         prepared_s: Seconds of `Session.run` before the first request's arrival, in which nothing was served.
         engine_times: Stamps of the engine besides those of the client; None where there are none.
         counts: Steps, preemptions and the like; None where unknown.
+        served: Of a server that runs already: it may have served other lengths than were asked. None of all others.
     """
 
     input_tokens: tuple[int, ...]
@@ -98,6 +100,7 @@ class Completion:
     prepared_s: float = 0.0
     engine_times: EngineTimes | None = None
     counts: EngineCounts | None = None
+    served: Served | None = None
 
 
 class Session(Protocol):

@@ -10,7 +10,6 @@ all processes of a host.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import time
 from collections.abc import Coroutine, Mapping
@@ -20,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from infergy.engines.engine import GPU_UUIDS, Completion, Work, gpu_uuid_of
+from infergy.engines.open_loop import serve_arrivals
 from infergy.engines.vllm_options import (
     CACHE_IN_USE,
     FORCED,
@@ -184,34 +184,14 @@ class VllmServerSession:
                 await asyncio.sleep(ALIVE_S)
             else:
                 raise RuntimeError(CACHE_IN_USE)
-        followers: dict[int, list[int]] = {}
-        for index, before in enumerate(work.after or (-1,) * len(requests)):
-            followers.setdefault(before, []).append(index)
-        order = sorted(followers.pop(-1), key=lambda index: work.arrival_s[index])
-
-        async def ask(index: int, arrived: float) -> None:
-            answers[index].arrived = arrived
-            await _until(arrived)
-            await self._stream(*requests[index], answers[index])
-            for follower in followers.get(index, ()):
-                tasks.create_task(ask(follower, answers[index].last_token + work.gap_s[follower]))
-
-        # As a server does after loading; else Python traverses all prompts again and again.
-        gc.collect()
-        gc.freeze()
         self._counts.reset()
-        begun_s = time.monotonic()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for index in order:
-                    await _until(begun_s + work.arrival_s[index])
-                    tasks.create_task(ask(index, begun_s + work.arrival_s[index]))
-        except ExceptionGroup as group:
-            # Once the engine has died all requests fail alike.
-            raise group.exceptions[0] from group
-        finally:
-            gc.unfreeze()
-        return begun_s
+
+        async def ask(index: int, arrived: float) -> float:
+            answers[index].arrived = arrived
+            await self._stream(*requests[index], answers[index])
+            return answers[index].last_token
+
+        return await serve_arrivals(work, ask)
 
     async def _stream(self, prompt: Any, parameters: Any, answer: _Answer) -> None:
         answer.submitted = time.monotonic()
@@ -263,12 +243,6 @@ async def _alive(engine: Any, call: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             raise RuntimeError("the engine's process has died; its log says why")
     return task.result()
-
-
-async def _until(instant: float) -> None:
-    # uvloop counts in whole milliseconds, and may wake up to one early.
-    while (wait_s := instant - time.monotonic()) > 0:
-        await asyncio.sleep(wait_s)
 
 
 async def _cancel_others() -> None:

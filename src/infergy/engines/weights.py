@@ -86,6 +86,8 @@ def draw_weights(model: nn.Module, law: str, seed: int) -> int:
                 continue
             if generator is None:
                 generator = torch.Generator(device=parameter.device).manual_seed(seed)
+            if name.endswith("_scale") and name.removesuffix("_scale") in parameters:
+                continue  # set with its matrices
             if parameter.dtype == torch.float8_e4m3fn:
                 _fill_fp8(parameter, parameters.get(f"{name}_scale"), law, generator)
             elif law == UNIFORM_WEIGHTS or parameter.dim() >= 2:
@@ -104,13 +106,18 @@ def _draw(matrix: Tensor, law: str, generator: Generator) -> None:
 
 
 def _fill_fp8(parameter: Tensor, scale: Tensor | None, law: str, generator: Generator) -> None:
-    """Random values as vLLM's quantisation leaves them: the largest of a matrix becomes the largest of e4m3."""
+    """Random values as vLLM's quantisation leaves them: the largest of a matrix becomes the largest of e4m3.
+
+    Matrices of experts lie along the first dimension, each with a scale of its own.
+    """
     import torch
 
-    if scale is None or scale.numel() != 1:
+    experts = parameter.shape[0] if parameter.dim() == 3 else 1
+    if scale is None or scale.numel() != experts:
         raise RuntimeError("an fp8 matrix without one scale of its own: weights cannot be drawn into it")
-    drawn = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
-    _draw(drawn, law, generator)
-    unit = drawn.abs().max() / torch.finfo(parameter.dtype).max
-    scale.copy_(unit.reshape(scale.shape))
-    parameter.copy_((drawn / unit).to(parameter.dtype))
+    units = scale.view(experts)
+    for index, matrix in enumerate(parameter if parameter.dim() == 3 else [parameter]):
+        drawn = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
+        _draw(drawn, law, generator)
+        units[index] = drawn.abs().max() / torch.finfo(matrix.dtype).max
+        matrix.copy_((drawn / units[index]).to(matrix.dtype))

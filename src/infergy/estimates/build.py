@@ -70,8 +70,8 @@ def entries_of_rows(
 ) -> tuple[tuple[TableEntry, ...], dict[str, Mapping[str, Any]]]:
     """Entries of stores of rows, their steps by the constants of `fits`, and their environments by id.
 
-    Failed rows, speculation, beams, sampling, static batches that transformers compiled, and GPUs whose power limit or
-    clock was set are left out: the cost model does not know them.
+    Failed rows, speculation, beams, sampling, static batches that transformers compiled, servers of another make than
+    vLLM's, and GPUs whose power limit or clock was set are left out: the cost model does not know them.
 
     Raises:
         DataError: A file is missing, damaged or empty, its rows are simulated, or no row of all files can be used.
@@ -185,6 +185,7 @@ def _is_usable(row: Measurement) -> bool:
         and setup.speculation is None
         and not setup.compiled
         and not setup.gpu_settings
+        and row.environment.engine.get("software", "vllm") == "vllm"
         and row.cell.load.decoding == GREEDY
         and bool(row.environment.gpus)
         and find_gpu_by_driver_name(catalog_name(row.environment.gpus[0].name)) is not None

@@ -249,9 +249,13 @@ class _Search:
                 self.screened.append(found)
 
     def _vary(self) -> None:
-        """Smaller batches and steps of the layouts that are not far from the best of what may keep the limits."""
+        """Smaller batches and steps of the layouts that are not far from the best of what may keep the limits.
+
+        They shorten steps, not the wait for a first token: a layout whose TTFT is far over its limit is not varied.
+        """
         limit_j = WORTH_VARYING * min((one.energy_j for one in self.screened if self._is_near(one)), default=math.inf)
         new = [one for one in self.screened if one.spec in self.layouts - self.varied and one.energy_j <= limit_j]
+        new = [one for one in new if all(own <= NEAR for name, own in one.excess.items() if "ttft" in name)]
         if math.isinf(limit_j):  # nothing is near the limits: few that are least over them
             new = sorted(new, key=lambda one: (one.is_overloaded, one.over))[:GROUPS]
         self.varied.update(one.spec for one in new)

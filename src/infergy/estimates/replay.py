@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from statistics import fmean
@@ -107,7 +107,7 @@ def predict(parts: Sequence[PlannedCell] | Sequence[Measurement], gpu: str, tabl
         UsageError: The engine is not known, or the model does not fit.
     """
     first, replicas = parts[0].cell, len(parts)
-    requests = _in_turn([requests_of(part) for part in parts])
+    requests = requests_of_parts(parts)
     server = open_server(replace(spec_of(first.setup, gpu, len(requests)), replicas=replicas), table)
     run = estimate_run(whole(requests), server)
     left_out = sum(part.cell.load.arrivals.rejected for part in parts if part.cell.load.arrivals is not None)
@@ -123,8 +123,9 @@ def predict(parts: Sequence[PlannedCell] | Sequence[Measurement], gpu: str, tabl
     )
 
 
-def _in_turn(parts: Sequence[Requests]) -> Requests:
+def requests_of_parts(replicas: Sequence[PlannedCell] | Sequence[Measurement]) -> Requests:
     """The requests of replicas in the order in which they were given to them: in turn."""
+    parts = [requests_of(part) for part in replicas]
     if len(parts) == 1:
         return parts[0]
     order = np.argsort(np.concatenate([np.arange(len(part)) for part in parts]), kind="stable")
@@ -134,18 +135,27 @@ def _in_turn(parts: Sequence[Requests]) -> Requests:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a replay took, of all replicas.
+class Timed:
+    """How long a replay took, of all replicas.
 
     Attributes:
-        energy_j: Until the last token of all, at loaded idle power from the last token of a replica on.
         cached_tokens: Prompt tokens that the prefix caches had; None if an engine reported none.
     """
 
-    energy_j: float
     duration_s: float
     latency: Latency | None
     cached_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Timed):
+    """The same with its energy.
+
+    Attributes:
+        energy_j: Until the last token of all, at loaded idle power from the last token of a replica on.
+    """
+
+    energy_j: float
 
 
 def measured(rows: Sequence[Measurement]) -> Measured:
@@ -181,9 +191,21 @@ def _latency_of(rows: Sequence[Measurement]) -> Latency | None:
 
 def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
     """A prediction beside the rows that measured it, one of each replica."""
-    result, run = measured(rows), predicted.predicted
+    both = beside(predicted, measured(rows), has_cache=rows[0].cell.setup.prefix_caching)
+    return replace(
+        both,
+        gpu_uuids=tuple(gpu.uuid for row in rows for gpu in row.environment.gpus),
+        simulated=any(row.simulated for row in rows),
+        notes=(*both.notes, *dict.fromkeys(note for row in rows for note in _served_notes(row))),
+    )
+
+
+def beside(predicted: Replay, result: Timed, *, has_cache: bool) -> Replay:
+    """A prediction beside what was measured, without energy if that was not; `has_cache` if prefixes were cached."""
+    run = predicted.predicted
+    energy_j = result.energy_j if isinstance(result, Measured) else None
     figures: list[tuple[str, float, float | None]] = [
-        ("energy_j", run.energy_j, result.energy_j),
+        ("energy_j", run.energy_j, energy_j),
         ("duration_s", run.duration_s, result.duration_s),
     ]
     names = {"ttft_s": "first_token", "tpot_s": "per_output_token", "e2e_s": "end_to_end"}
@@ -191,7 +213,7 @@ def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
         guess, seen = getattr(run.latency, name), getattr(result.latency, known, None)
         if guess is not None and seen is not None:
             figures.append((f"{name}_{p}", getattr(guess, p), getattr(seen, f"{p}_s")))
-    if rows[0].cell.setup.prefix_caching:
+    if has_cache:
         figures.append(("cached_tokens", run.load.hit_tokens, result.cached_tokens))
     return replace(
         predicted,
@@ -199,22 +221,37 @@ def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
             Compared(name=name, predicted=guess, measured=seen, error=None if not seen else guess / seen - 1)
             for name, guess, seen in figures
         ),
-        is_inside=run.low_j <= result.energy_j <= run.high_j,
-        gpu_uuids=tuple(gpu.uuid for row in rows for gpu in row.environment.gpus),
-        simulated=any(row.simulated for row in rows),
+        is_inside=None if energy_j is None else run.low_j <= energy_j <= run.high_j,
     )
+
+
+def _served_notes(row: Measurement) -> Iterator[str]:
+    """What the server of a row is not known to be."""
+    facts = row.environment.engine
+    if row.is_of_endpoint and facts.get("software") != "vllm":
+        yield f"predicted as vLLM; the server says that it is {facts.get('software') or 'nothing that is known'}"
+    if row.is_of_endpoint and (facts.get("prompts"), facts.get("lengths")) != ("token ids", "forced"):
+        yield "the server takes no token ids, or ends answers itself: lengths are its counts of what it served"
 
 
 def _cached_tokens(row: Measurement) -> float | None:
     """Prompt tokens that the engine's prefix cache had, mean over the runs of a row; None if it reported none."""
-    counts = [batch.counts for window in row.windows for batch in window.batches if batch.counts is not None]
-    return fmean(count.cached_tokens for count in counts) if counts else None
+    batches = [batch for window in row.windows for batch in window.batches]
+    counts = [
+        source.cached_tokens for batch in batches for source in (batch.counts, batch.served) if source is not None
+    ]
+    known = [tokens for tokens in counts if tokens is not None]
+    return fmean(known) if known else None
 
 
 def compare_rows(rows: Sequence[Measurement], gpu: str, table: Table) -> list[Replay]:
     """Each measured replay of a store beside its prediction, in the order of the store."""
-    measured_rows = [row for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths]
-    return [compare(predict(parts, gpu, table), parts) for parts in replica_groups(measured_rows)]
+    return [compare(predict(parts, gpu, table), parts) for parts in measured_groups(rows)]
+
+
+def measured_groups(rows: Iterable[Measurement]) -> list[tuple[Measurement, ...]]:
+    """The measured replays of a store, of several replicas their rows together."""
+    return replica_groups(row for row in rows if row.is_ok and row.cell.load.is_replay and row.lengths)
 
 
 def spec_of(setup: EngineSetup, gpu: str, requests: int) -> ServerSpec:

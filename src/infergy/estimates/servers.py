@@ -99,9 +99,10 @@ class OpenServer:
         changed = {part: value for part, value in given.items() if value != getattr(plain, OPTIONS[part])}
         return replace(self.setup, **changed).label
 
-    def serve(self, requests: Requests) -> Run:
-        """Serve requests in simulation."""
-        return simulate(requests, self.config, self.cost, replicas=self.spec.replicas, router=self.spec.router)
+    def serve(self, requests: Requests, *, shares: bool = False) -> Run:
+        """Serve requests in simulation; with `shares` the run has the energy of each."""
+        spec = self.spec
+        return simulate(requests, self.config, self.cost, replicas=spec.replicas, router=spec.router, shares=shares)
 
 
 def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:

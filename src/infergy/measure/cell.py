@@ -96,7 +96,7 @@ def measure_cell(
         MeterError: The counter failed before a window was whole.
         DataError: What was measured contradicts itself.
     """
-    work = _work_of(planned, options, surroundings)
+    work = work_of(planned, options, surroundings.vocabulary)
     warmup_s, experts_touched = warm_up(session, meter, planned, work, options)
     seen = _watch(session, meter, planned, work, options, loaded_idle, sampler, is_watched=is_watched)
     before = meter.states()
@@ -116,8 +116,11 @@ def measure_cell(
             if not windows:
                 raise
             interrupted = failure_of(error)
+    served = windows[0].batches[0].served
+    lengths = planned.lengths if served is None else served.lengths
     row = replace(
         _row(planned, options, surroundings, STATUS_OK),
+        lengths=lengths,
         measured_utc=measured_utc,
         prompt_sha256=hash_prompts(work.prompts),
         windows=tuple(windows),
@@ -126,7 +129,7 @@ def measure_cell(
         after=after,
         warmup_s=warmup_s,
         experts_touched=experts_touched,
-        result=derive(windows, loaded_idle, planned.lengths),
+        result=derive(windows, loaded_idle, lengths),
         interrupted=interrupted,
         **seen,
     )
@@ -135,9 +138,10 @@ def measure_cell(
     return row
 
 
-def _work_of(planned: PlannedCell, options: MeasureOptions, surroundings: Surroundings) -> Work:
+def work_of(planned: PlannedCell, options: MeasureOptions, vocabulary: int) -> Work:
+    """The requests of a cell, token ids below `vocabulary`."""
     load = planned.cell.load
-    prompts = make_prompts(load, surroundings.vocabulary, options.seed, planned.lengths, planned.links)
+    prompts = make_prompts(load, vocabulary, options.seed, planned.lengths, planned.links)
     outputs, links = tuple(tokens for _, tokens in planned.lengths), planned.links or Links()
     work = make_work(prompts, outputs or load.output_tokens, load.decoding, planned.arrival_s)
     return replace(work, after=links.after, gap_s=links.gap_s)
@@ -268,15 +272,21 @@ def _run_batches(session: Session, meter: Meter, work: Work, options: MeasureOpt
         start_s = clock.now_s()
         completion = session.run(work)
         end_s = clock.now_s()
-        batches.append(_count(work, completion, start_s + completion.prepared_s, end_s))
+        batches.append(count_batch(work, completion, start_s + completion.prepared_s, end_s))
         is_long = end_s - start_s >= options.long_batch_s
         if (is_long or len(batches) >= options.min_batches) and end_s - begun_s >= options.min_window_s:
             return tuple(batches)
 
 
-def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> Batch:
+def count_batch(work: Work, completion: Completion, start_s: float, end_s: float) -> Batch:
+    """What an engine made of `work`.
+
+    Raises:
+        WrongTokensError: It did not make the tokens that it was asked for, and is no server that counts its own.
+    """
     asked = tuple(len(prompt) for prompt in work.prompts)
-    if completion.input_tokens != asked or completion.output_tokens != work.output_tokens:
+    is_as_asked = completion.input_tokens == asked and completion.output_tokens == work.output_tokens
+    if completion.served is None and not is_as_asked:
         expected = [sum(asked), sum(work.output_tokens)]
         found = [sum(completion.input_tokens), sum(completion.output_tokens)]
         raise WrongTokensError(
@@ -299,6 +309,7 @@ def _count(work: Work, completion: Completion, start_s: float, end_s: float) -> 
         times=_times(work, completion),
         drafts=completion.drafts,
         counts=completion.counts,
+        served=completion.served,
     )
 
 

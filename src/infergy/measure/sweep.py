@@ -155,7 +155,7 @@ def survey(plan: Plan, *, simulate: bool, meter: str, may_set: Collection[str] =
         MissingError: The meter, a GPU or an engine is missing.
         MeterError: A GPU cannot be set.
     """
-    check_contents(plan, simulate=simulate)
+    check_contents(plan, simulate=simulate or plan.endpoint is not None)
     check_allowed(plan.by_setup(), may_set, simulate=simulate)
     known: dict[EngineSetup, Surroundings] = {}
     for setup, cells in plan.by_setup().items():

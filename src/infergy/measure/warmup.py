@@ -47,7 +47,7 @@ def warm_up(
     load, setup = planned.cell.load, planned.cell.setup
     count, is_whole = len(work.prompts), False
     if planned.lengths and setup.engine == "vllm":
-        shape = _replay_warm_up(work)
+        shape = replay_warm_up(work)
     elif setup.compiled:
         shape = work
     else:
@@ -62,7 +62,7 @@ def warm_up(
     return meter.clock.now_s() - begun_s, completion.experts_touched if is_whole else None
 
 
-def _replay_warm_up(work: Work) -> Work:
+def replay_warm_up(work: Work) -> Work:
     """Requests from all over a replay, its longest prompt among them, cut to a few output tokens."""
     count = len(work.prompts)
     longest = max(range(count), key=lambda place: len(work.prompts[place]))

@@ -88,7 +88,8 @@ def main() -> int:
                 key = spread_key(failed_cell(planned, plan.options, surroundings, Failure(code="", message="")))
                 here = rows.setdefault(key, [])
                 row, is_usable = attempt(session, meter, planned, plan, surroundings, idle, here, sampler)
-                row = replace(row, bare_idle=bare, loading=loading)
+                # A server that ran already was not loaded here.
+                row = replace(row, bare_idle=bare, loading=None if plan.endpoint else loading)
                 here.append(row)
                 try:
                     store.append(row)
@@ -125,6 +126,12 @@ def end_with_parent(parent_fd: int) -> None:
 
 def open_pair(setup: EngineSetup, plan: Plan, *, simulate: bool, meter: str = NVML) -> tuple[Engine, Meter]:
     """The engine of an engine config and the meter of its GPUs; simulated, they share simulated GPUs."""
+    if plan.endpoint is not None:
+        from infergy.engines.server import ServerEngine
+        from infergy.meters.simulated import SteadyMeter
+
+        count = setup.tensor_parallel
+        return ServerEngine(plan.endpoint), SteadyMeter(count=count) if simulate else open_meter(meter, count)
     if not simulate:
         return find_engine(setup.engine), open_meter(meter, setup.tensor_parallel)
     from infergy.catalog import get_gpu

@@ -103,7 +103,7 @@ def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | 
     """Open the meter `name` on the first `gpus` visible GPUs: infergy's own, else a plug-in.
 
     Args:
-        name: ``nvml``, ``simulated`` or the name of a plug-in.
+        name: ``nvml``, ``simulated``, the name of a plug-in, or the URL of an exporter's page.
         gpus: How many GPUs will be used; None opens all that are visible, of a plug-in the first.
         simulated: Gives the meter of the simulated GPU, whose engine must share it.
 
@@ -116,6 +116,10 @@ def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | 
         from infergy.meters.nvml import NvmlMeter
 
         return NvmlMeter.open(gpus)
+    if name.startswith(("http://", "https://")):
+        from infergy.meters.exporter import ExporterMeter
+
+        return ExporterMeter.open(name, gpus)
     if name == SIMULATED and simulated is not None:
         return simulated()
     if name == SIMULATED:

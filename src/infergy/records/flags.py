@@ -6,6 +6,7 @@ fact and no flag: `infergy.records.facts`. Which flags predict an error: benchma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -14,7 +15,7 @@ from infergy.records.measurement import Measurement
 from infergy.records.result import derive, result_of
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
-from infergy.units import format_percent, parse_count
+from infergy.units import count_of, format_percent, parse_count
 
 FEWEST_WINDOWS, WIDE = 3, 0.02
 """Windows and half-width from which on windows differ by more than their interval allows for: it is the target of
@@ -36,6 +37,9 @@ CHANGED, NOTHING = 0.02, 1e-3
 """How far the figures that stand in a row may lie from those of its raw facts, as a share and beside it: releases may
 derive them otherwise."""
 
+LATE_S = 0.1
+"""How long a client may be held up."""
+
 LOST = 0.25
 """How far energy and power of a window may both differ, to one side, from the sampled one's: sampling slows by 12 %."""
 
@@ -52,6 +56,8 @@ CODES = {
     "slowed": "clocks were lowered by heat, hardware or a power brake",
     "other-process": "another process ran on the GPU: its energy is counted too",
     "batch": "the engine cannot run the batch at once: requests waited",
+    "token-counts": "the server gave no token counts of some requests, or such as cannot be",
+    "client": "requests were sent again, or late: times are not the server's alone",
     "disagree": "the energy counter and the power sampler disagree",
     "changed": "the figures in the row do not follow from its ticks and batches: one of the two was edited",
     "drift": "a control cell changed between start and end",
@@ -97,6 +103,7 @@ def find_flags(row: Measurement, uncertainty: Uncertainty | None, *, target: flo
         _slowed(row),
         _crowded(row),
         _queued(row),
+        *_served(row),
         _disagree(row),
         _changed(row),
     )
@@ -191,6 +198,31 @@ def _queued(row: Measurement) -> Flag | None:
                 limit=most,
             )
     return None
+
+
+def _served(row: Measurement) -> Iterator[Flag]:
+    """What the client of a server saw that ran already."""
+    served = [batch.served for window in row.windows for batch in window.batches if batch.served is not None]
+    wrong = sum(one.uncounted + one.inconsistent for one in served)
+    if wrong:
+        missing = sum(one.uncounted for one in served)
+        yield Flag(
+            code="token-counts",
+            reason=f"of {count_of(row.cell.load.batch, 'request')} {missing} without usage, {wrong - missing} with "
+            "counts that contradict what was sent or received",
+            fix="do not use energy per token; look at the usage that the server reports",
+            value=wrong / row.cell.load.batch,
+            limit=0.0,
+        )
+    late_s, retries = max((one.late_s for one in served), default=0.0), sum(one.retries for one in served)
+    if late_s > LATE_S or retries:
+        yield Flag(
+            code="client",
+            reason=f"{count_of(retries, 'request')} sent again, client up to {late_s:.2g} s late (limit {LATE_S:g} s)",
+            fix="lower the rate (--speed, --rate), limit --max-concurrency, or run the client on another machine",
+            value=late_s,
+            limit=LATE_S,
+        )
 
 
 def _disagree(row: Measurement) -> Flag | None:

@@ -58,7 +58,8 @@ class Measurement:
         prompt_sha256: Hash of the token ids handed to the engine, equal across engines for a fair comparison.
         arrival_s: When each request of an online run was to arrive, in seconds after the first; empty offline.
         arrival_sha256: Hash of these times; None offline.
-        lengths: Input and output tokens of each request of a replay; empty where all are alike.
+        lengths: Input and output tokens of each request of a replay, as they were served: a server that runs already
+            may serve others than its cell asks for. Empty where all are alike.
         links: How the requests of a replay depend on each other; None if they do not.
         loaded_idle: A window over the idle, loaded GPU: the power of idle tails that have no settled tick.
         bare_idle: A window over the GPU before the engine was loaded; None if it was not taken.
@@ -122,6 +123,11 @@ class Measurement:
     def waits_for_answers(self) -> bool:
         """Whether some of its requests arrive after answers, not at `arrival_s`."""
         return self.links is not None and bool(self.links.after)
+
+    @property
+    def is_of_endpoint(self) -> bool:
+        """Whether a server made it that ran already, and counted its own tokens."""
+        return any(batch.served is not None for window in self.windows for batch in window.batches)
 
     @property
     def seen_windows(self) -> tuple[Window, ...]:

@@ -17,6 +17,7 @@ from infergy.files import parse_json, read_text
 from infergy.outputs import write_file
 from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
+from infergy.records.endpoint import Endpoint
 from infergy.records.engine_setup import DTYPES, EngineSetup
 from infergy.units import parse_count
 
@@ -126,6 +127,7 @@ class Plan:
     Attributes:
         gpu: Catalog name of the GPU for which batches and forecasts were resolved.
         models: Hugging Face `config.json` objects by the names that engine configs use, also of draft models.
+        endpoint: The server that runs already and serves all cells; None where engines are started for them.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Plan:
     cells: tuple[PlannedCell, ...]
     models: Mapping[str, Mapping[str, Any]]
     options: MeasureOptions = field(default_factory=MeasureOptions)
+    endpoint: Endpoint | None = None
     schema: str = PLAN_SCHEMA
 
     def by_setup(self) -> dict[EngineSetup, list[PlannedCell]]:

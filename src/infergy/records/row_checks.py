@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from statistics import fmean
@@ -120,7 +121,11 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
         yield "rescaled.factor", factor.factor, f"more than 0, from {factor.low} to {factor.high}"
     if not VISIT.fullmatch(row.visit):
         yield "visit", row.visit, "grid, grid-2 and so on, start or end"
-    yield from request_misfits(row.cell.load, row.arrival_s, row.lengths, row.links)
+    load = row.cell.load
+    if row.is_of_endpoint:  # it may have served other lengths than its cell asks for
+        longest = (max(1, *own) for own in zip(*row.lengths, strict=True))
+        load = replace(load, **dict(zip(("input_tokens", "output_tokens"), longest, strict=False)))
+    yield from request_misfits(load, row.arrival_s, row.lengths, row.links)
     yield from _misfits_of_sensors(row)
     for key, window in _windows(row):
         yield from _misfits_of_window(row, window, key)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from infergy.errors import MeterError
+from infergy.records.endpoint import Served
 from infergy.records.latency import EngineCounts, RequestTimes
 
 
@@ -75,6 +76,7 @@ class Batch:
             if the engine does not report it.
         drafts: What a draft model proposed; None without one, and if the engine does not report it.
         counts: Steps, preemptions and the like; None if the engine does not report it.
+        served: What the client of a server saw that runs already; None of an engine that infergy started.
     """
 
     start_s: float
@@ -88,6 +90,7 @@ class Batch:
     times: RequestTimes | None = None
     drafts: Drafts | None = None
     counts: EngineCounts | None = None
+    served: Served | None = None
 
     @property
     def duration_s(self) -> float:

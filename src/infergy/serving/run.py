@@ -161,6 +161,8 @@ class Run:
         replicas: Servers.
         idle_w: Watts of a replica that waits.
         step_energy_j: Energy of one step of each entry.
+        request_energy_j: Of each request's part of the steps that it was in (`infergy.serving.shares`); None unless
+            asked for.
     """
 
     requests: ServedRequests
@@ -173,6 +175,7 @@ class Run:
     busy_s: float
     replicas: int
     idle_w: float
+    request_energy_j: Floats | None = None
 
     @property
     def energy_j(self) -> float:

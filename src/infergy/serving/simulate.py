@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Literal
 
@@ -22,6 +22,7 @@ from infergy.serving.scheduler import Scheduler
 from infergy.workload.requests import Requests
 
 Server = Replica | StaticReplica
+Kinds = tuple[type[StaticReplica], type[Replica], type[Scheduler]]
 Router = Literal["round_robin", "least_loaded"]
 ROUTERS: tuple[Router, ...] = ("round_robin", "least_loaded")
 
@@ -69,12 +70,13 @@ def simulate(
     replicas: int = 1,
     router: Router = "round_robin",
     skip: bool = True,
+    shares: bool = False,
 ) -> Run:
     """Serve `requests` on `replicas` servers of one configuration.
 
     Requests are routed as they arrive, in turn or to the server with the fewest that wait or run; the next request of a
     session goes where the session is. Without arrival times all arrive at once. Without `skip` every step is simulated
-    by itself, to the same result.
+    by itself, to the same result. With `shares` the run has the energy of each request.
 
     Raises:
         UsageError: `replicas` or `router` cannot be meant.
@@ -83,19 +85,28 @@ def simulate(
         raise UsageError.bad_value("--replicas", replicas, "a number of at least 1")
     if router not in ROUTERS:
         raise UsageError.unknown("router", router, ROUTERS, code="unknown-name", option="--router")
+    kinds: Kinds = (StaticReplica, Replica, Scheduler)
+    if shares:
+        from infergy.serving.shares import LOGGED, request_shares
+
+        kinds = LOGGED
     asked = _read(requests, config)
     padded = config.padded_sizes()
     times = ([nan] * len(asked.inputs), [nan] * len(asked.inputs))
     collecting = gc.isenabled()
     gc.disable()  # it would visit the lists of a million requests again and again
     try:
-        servers = _servers(requests, asked, config, cost, replicas, times, padded, skip=skip)
+        servers = _servers(requests, asked, config, cost, replicas, times, padded, kinds, skip=skip)
         _route(servers, asked, router)
     finally:
         if collecting:
             gc.enable()
-    is_static = isinstance(config, StaticConfig)
-    return _conclude(requests, asked, cost, times, servers, padded, is_static=is_static)
+    request_energy_j = np.zeros(len(asked.inputs))
+    for server in servers if shares else ():
+        steps = _steps([np.frombuffer(server.log, dtype=LAYOUT)], padded)
+        request_energy_j += request_shares(server, cost, steps, request_energy_j.size)
+    run = _conclude(requests, asked, cost, times, servers, padded, is_static=isinstance(config, StaticConfig))
+    return replace(run, request_energy_j=request_energy_j) if shares else run
 
 
 def _servers(
@@ -106,13 +117,15 @@ def _servers(
     replicas: int,
     times: tuple[list[float], list[float]],
     padded: Sequence[int],
+    kinds: Kinds,
     *,
     skip: bool,
 ) -> list[Server]:
+    static, replica, scheduler = kinds
     rejected = asked.rejected.tolist() if asked.following else ()
     arrivals = [Arrivals(cost.intake_s, cost.intake_gap_s, asked.following, rejected) for _ in range(replicas)]
     if isinstance(config, StaticConfig):
-        return [StaticReplica(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
+        return [static(asked.inputs, asked.outputs, config, cost, own, *times) for own in arrivals]
     limits, paths, cached = config.limits, None, None
     if requests.prefix_blocks is not None and limits.enable_prefix_caching:
         paths = shared_paths(requests.prefix_blocks, requests.input_tokens, limits.block_size)
@@ -120,8 +133,8 @@ def _servers(
         hits = np.flatnonzero(requests.cached_tokens)
         cached = dict(zip(hits.tolist(), requests.cached_tokens[hits].tolist(), strict=True))
     return [
-        Replica(
-            Scheduler(asked.inputs, asked.outputs, limits, paths, cached),
+        replica(
+            scheduler(asked.inputs, asked.outputs, limits, paths, cached),
             cost,
             padded,
             own,

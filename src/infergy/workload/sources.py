@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError, UsageError
 from infergy.workload.lines import EVENTS, GZIP, Fault, open_lines, read_records, reject_bomb, values_in
 from infergy.workload.panics import without_panics
+from infergy.workload.recording import draw_recorded, is_recording
 from infergy.workload.source import (
     CSV,
     FRAME,
@@ -128,6 +129,9 @@ def _peek(path: Path, name: str, about: Mapping[str, str]) -> Source:
             reason, fix = "a directory", "not a file. Name a file in it: CSV, JSONL or Parquet"
         raise DataError(f"{name}: {reason}, {fix}", code="file-not-readable", path=str(path), reason=reason)
     try:
+        if is_recording(path):
+            frame, words = draw_recorded(path)
+            return of_frame(name, POLARS, frame.lazy(), words)
         with path.open("rb") as file:
             magic = file.read(4)
         if magic == _PARQUET:
