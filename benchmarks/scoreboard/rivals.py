@@ -78,7 +78,7 @@ def _roofline_s(rows: Rows) -> Column:
         sum(parts)
         for parts in zip(
             matmul_cost(rates.matmul_s, sums),
-            expert_cost(rates.matmul_s, sums),
+            expert_cost(rates.experts_s, sums),
             attention_cost(rates.attention_s, sums),
             strict=True,
         )

@@ -194,8 +194,9 @@ def _prompts(rows: Rows) -> Column:
 
 def _cache_tokens(work: ServerWork, gpu: Gpu) -> float:
     """Tokens whose keys and values fit."""
-    weights = work.weight_bytes / (work.gpus if work.replicated else 1)
-    weights += 0.0 if work.experts is None else work.experts.routed_bytes
+    weights = work.weight_bytes
+    if work.experts is not None:
+        weights = weights / (work.gpus if work.experts.replicated else 1) + work.experts.routed_bytes
     left = MEMORY_SHARE * gpu.memory_bytes * work.gpus - weights
     return max(0.0, left) / max(1.0, work.attention.write_bytes)
 

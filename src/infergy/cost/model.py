@@ -27,8 +27,8 @@ SHRUNK = 0.99
 """Decode steps over those of the run, for the derivative of their seconds by their number."""
 UNSEEN_GPU_SD, UNSEEN_SERVER_SD, UNSEEN_EXPERTS_SD, UNSEEN_FORMAT_SD, UNSEEN_DOUBLING_SD = 0.10, 0.06, 0.12, 0.08, 0.06
 """What energy errs by beside its constants' uncertainty where no row is of the kind of GPU; of the model, precision and
-GPU count; where that model has experts; where no row of the engine is in the precision; and for each doubling of GPUs beyond
-those of rows: by our rows, of which each was left out (docs/cost.md)."""
+GPU count; where that model has experts; where no row of the engine is in the precision; and for each doubling of GPUs
+beyond those of rows: by our rows, of which each was left out (docs/cost.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,34 +23,43 @@ NVLINK_4 = 450e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatmulRates:
-    """Seconds and energy of matmuls, on all GPUs of a server at once.
+    """Seconds or energy of matmuls, routed experts' apart, on all GPUs of a server at once.
 
     Attributes:
         weight: Of reading the weights that every step reads.
-        token: Of the FLOPs of one token, routed experts' apart; `head` of sampling one.
-        expert: Of reading all routed experts; `row` of the FLOPs of one row in each of them.
-        miss: Share of the experts that one token does not visit; 0 for a dense model.
-        few: Tokens up to which each visited expert computes `small` rows beside its tokens', and beyond which `large`.
-        padded: Whether those that no token visits compute them too.
-        lag: Of the fullest GPU, where experts are divided whole, at the square root of the share of them visited.
-        rows: Rows of each expert for a token, in the mean; `waiting` of the GPUs that wait for one with a prompt.
-        gathered: Of copying the experts of a decoded token.
+        token: Of the FLOPs of one token; `head` of sampling one.
     """
 
     weight: Any
     token: Any
     head: Any
-    expert: Any = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRates:
+    """Seconds or energy of routed experts, on all GPUs of a server at once; zeros for a dense model.
+
+    Attributes:
+        read: Of reading all of them; `row` of the FLOPs of one row in each.
+        miss: Share of the experts that one token does not visit.
+        few: Tokens up to which each visited expert computes `small` rows beside its tokens', and beyond which `large`.
+        padded: Whether those that no token visits compute them too.
+        rows: Rows of each expert for a token, in the mean; `waiting` of the GPUs that wait for one with a prompt.
+        gathered: Of copying the experts of a decoded token.
+        lag: Of the fullest GPU, where experts are divided whole, at the square root of the share of them visited.
+    """
+
+    read: Any = 0.0
     row: Any = 0.0
     miss: Any = 0.0
     few: Any = 0.0
     small: Any = 0.0
     large: Any = 0.0
     padded: Any = 0.0
-    lag: Any = 0.0
     rows: Any = 0.0
     waiting: Any = 0.0
     gathered: Any = 0.0
+    lag: Any = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +125,12 @@ class PowerRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """All rates of a server: matmuls and attention in seconds and in joules, host and power."""
+    """All rates of a server: matmuls, experts and attention in seconds and in joules, host and power."""
 
     matmul_s: MatmulRates
     matmul_j: MatmulRates
+    experts_s: ExpertRates
+    experts_j: ExpertRates
     attention_s: AttentionRates
     attention_j: AttentionRates
     host: HostRates
@@ -142,6 +153,7 @@ def rates_of(
     c = constants
     tdp_w = gpu.tdp_w * work.gpus
     matmul_s, matmul_j = _matmul_rates(work, gpu, c)
+    experts_s, experts_j = _expert_rates(work, gpu, c)
     traffic = c.get("cache_traffic", 1.0)
     cache_s = 1.0 / (c["cache_efficiency"] * gpu.memory_bandwidth * work.gpus)
     pair_s = 1.0 / (c["attention_efficiency"] * gpu.dense_flops("bfloat16") * work.gpus)
@@ -149,6 +161,8 @@ def rates_of(
     return Rates(
         matmul_s=matmul_s,
         matmul_j=matmul_j,
+        experts_s=experts_s,
+        experts_j=experts_j,
         attention_s=_attention_rates(work, cache_s, pair_s, traffic),
         attention_j=_attention_rates(work, c["byte_j"] * c["cache_energy"], pair_j, traffic),
         host=_host_rates(work, gpu, c, server=server, sorts=sorts),
@@ -168,18 +182,22 @@ def _flop_j(gpu: Gpu, c: Mapping[str, Any]) -> Any:
 
 def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[MatmulRates, MatmulRates]:
     """Seconds, and joules."""
-    byte_s, flop_s, byte_j, flop_j = _unit_rates(work, gpu, c, DEFAULT_DTYPE if work.dtype == "mxfp4" else work.dtype)
-    seconds = MatmulRates(
-        weight=work.weight_bytes * byte_s, token=work.token_flops * flop_s, head=work.head_flops * flop_s
-    )
-    joules = MatmulRates(
-        weight=work.weight_bytes * byte_j, token=work.token_flops * flop_j, head=work.head_flops * flop_j
-    )
+    dtype = DEFAULT_DTYPE if work.dtype == "mxfp4" else work.dtype  # a format of experts' matrices only
+    byte_s, flop_s, byte_j, flop_j = _unit_rates(work, gpu, c, dtype)
+    experts = work.experts
+    token_flops = work.token_flops - (0.0 if experts is None else experts.row_flops * experts.share)
+
+    def rates(byte: Any, flop: Any) -> MatmulRates:
+        return MatmulRates(weight=work.weight_bytes * byte, token=token_flops * flop, head=work.head_flops * flop)
+
+    return rates(byte_s, flop_s), rates(byte_j, flop_j)
+
+
+def _expert_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[ExpertRates, ExpertRates]:
+    """Seconds, and joules."""
     experts = work.experts
     if experts is None:
-        return seconds, joules
-    dense_token = work.token_flops - experts.row_flops * experts.share
-    seconds, joules = replace(seconds, token=dense_token * flop_s), replace(joules, token=dense_token * flop_j)
+        return ExpertRates(), ExpertRates()
     byte_s, flop_s, byte_j, flop_j = _unit_rates(work, gpu, c, work.dtype)
     read = np.maximum(1.0, c["expert_read"] * (experts.expert_bytes / REFERENCE_EXPERT_BYTES) ** -c["expert_size"])
     lag: Any = 0.0
@@ -187,41 +205,29 @@ def _matmul_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any]) -> tuple[Mat
         # Of n experts dropped on G GPUs the fullest has n / G + sqrt(2 n ln G / G), n large (Raab and Steger 1998).
         fullest = math.sqrt(2 * math.log(work.gpus) * work.gpus / experts.experts)
         lag = c["imbalance"] * fullest * experts.routed_bytes * read * byte_s
-    is_padded = experts.kernel == "padded"
-    is_gathered = experts.kernel == "gathered"
+    is_padded, is_gathered = experts.kernel == "padded", experts.kernel == "gathered"
     small = c["padded_rows"] if is_padded else 0.0 if is_gathered else c["expert_rows"]
     copied = experts.routed_bytes * experts.share * c["expert_traffic"] if is_gathered else 0.0
     # Triton's kernels are slow; those that compute in 8 bits are others.
     is_slow = not _is_in_fp8(work, gpu) and not is_gathered
     factor, energy = (c["expert_flops"], c["expert_energy"]) if is_slow else (1.0, 1.0)
     # DeepGEMM has rows for each token on each GPU; GPUs with requests of their own take as many as the longest prompt.
-    rows_of_token = experts.share * (work.gpus if is_padded and experts.dispatched else 1)
-    rows = {
-        "miss": 1.0 - experts.share,
-        "few": experts.local,
-        "small": small,
-        "large": small * (LARGER_TILES if experts.kernel == "tiled" else 1.0),
-        "padded": float(is_padded),
-        "rows": rows_of_token,
-        "waiting": rows_of_token * (work.gpus - 1) if work.replicated else 0.0,
-    }
-    return (
-        replace(
-            seconds,
-            expert=experts.routed_bytes * read * byte_s,
-            row=experts.row_flops * flop_s * factor,
-            lag=lag,
-            gathered=copied * byte_s,
-            **rows,
-        ),
-        replace(
-            joules,
-            expert=experts.routed_bytes * byte_j,
-            row=experts.row_flops * flop_j * energy,
-            gathered=copied * byte_j,
-            **rows,
-        ),
+    rows = experts.share * (work.gpus if is_padded and experts.dispatched else 1)
+    seconds = ExpertRates(
+        read=experts.routed_bytes * read * byte_s,
+        row=experts.row_flops * flop_s * factor,
+        miss=1.0 - experts.share,
+        few=experts.local,
+        small=small,
+        large=small * (LARGER_TILES if experts.kernel == "tiled" else 1.0),
+        padded=float(is_padded),
+        rows=rows,
+        waiting=rows * (work.gpus - 1) if experts.replicated else 0.0,
+        gathered=copied * byte_s,
+        lag=lag,
     )
+    row_j = experts.row_flops * flop_j * energy
+    return seconds, replace(seconds, read=experts.routed_bytes * byte_j, row=row_j, gathered=copied * byte_j, lag=0.0)
 
 
 def _unit_rates(work: ServerWork, gpu: Gpu, c: Mapping[str, Any], dtype: str) -> tuple[Any, Any, Any, Any]:

@@ -59,6 +59,7 @@ class ExpertWork:
         row_flops: FLOPs of one row in every expert of all layers.
         kernel: Of the grouped matmuls (`ExpertKernel`).
         dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
+        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
     """
 
     routed_bytes: float
@@ -70,6 +71,7 @@ class ExpertWork:
     row_flops: float
     kernel: ExpertKernel
     dispatched: bool = False
+    replicated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,6 @@ class ServerWork:
         vocabulary: Entries of a sequence's logits.
         layers: Layers of all kinds.
         experts: None for a dense model.
-        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
         compiled: Whether kernels of a layer are fused by the compiler; no part of what two servers have in common.
         launches: Kernels that the host launches for a layer without a CUDA graph, over those of a layer of Llama.
     """
@@ -101,7 +102,6 @@ class ServerWork:
     exchange_bytes: float = 0.0
     vocabulary: int = 0
     experts: ExpertWork | None = None
-    replicated: bool = False
     compiled: bool = field(default=True, compare=False)
     launches: float = 1.0
 
@@ -135,8 +135,7 @@ def server_work(
         vocabulary=shape.vocabulary,
         layers=shape.layers,
         attention=_attention(shape, dtype, 1 if replicated else gpus),
-        experts=_experts(shape, dtype, gpus, dispatched=dispatched, kernel=kernel),
-        replicated=replicated,
+        experts=_experts(shape, dtype, gpus, dispatched=dispatched, replicated=replicated, kernel=kernel),
         compiled=compiled,
         launches=_launches(shape),
     )
@@ -183,7 +182,7 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
 
 
 def _experts(
-    shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool, kernel: ExpertKernel | None
+    shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool, replicated: bool, kernel: ExpertKernel | None
 ) -> ExpertWork | None:
     experts = shape.experts
     if experts is None:
@@ -202,4 +201,5 @@ def _experts(
         row_flops=2.0 * matmul * experts.layers * experts.experts,
         kernel=kernel or usual,
         dispatched=dispatched,
+        replicated=replicated,
     )

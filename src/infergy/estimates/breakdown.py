@@ -149,7 +149,7 @@ def time_parts(cost: StepCost, steps: Steps) -> dict[str, Column]:
     flops, _ = cost.work_of(s)
     arithmetic = flops / cost.peak_flops
     floor = cost.floor_s(steps)
-    kernels = roofline(*matmul_cost(rates.matmul_s, s)) + roofline(*expert_cost(rates.matmul_s, s))
+    kernels = roofline(*matmul_cost(rates.matmul_s, s)) + roofline(*expert_cost(rates.experts_s, s))
     kernels = kernels + roofline(*attention_cost(rates.attention_s, s))
     launches = rates.host.launch + rates.host.exchange * (s.decodes + s.prefill_tokens)
     free = free_s(rates, s)
@@ -218,7 +218,7 @@ def _by_source(columns: Steps, cost: StepCost, steps: _Steps, idle: Part) -> tup
     sources = {
         "base power": rates.power.base_w * columns.step_s,
         "weights": weights,
-        "experts": slowed * sum(expert_cost(rates.matmul_j, s)),
+        "experts": slowed * sum(expert_cost(rates.experts_j, s)),
         "KV cache": cache,
         "matmul FLOPs": arithmetic,
         "attention FLOPs": attention,
