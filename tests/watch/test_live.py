@@ -119,7 +119,8 @@ def test_a_server_that_does_not_answer_is_blank_and_its_energy_goes_on(may_run_o
     assert blank.server is None
     assert blank.recent.per_output_token is None
     assert blank.blanks["server"] == blank.blanks["per_output_token"] == "no answer"
-    assert blank.power_w == pytest.approx(300, rel=0.05)
+    # A tenth of a second after the refresh before it, with edges that may be a tenth of that late.
+    assert blank.power_w == pytest.approx(300, rel=0.15)
     # One that was slow goes on; one that was gone may have begun again.
     assert (after.recent.per_output_token is not None) == may_run_on
 

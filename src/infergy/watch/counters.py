@@ -10,8 +10,9 @@ from infergy.meters import Meter
 from infergy.meters.ticks import TIMEOUT_S
 from infergy.records.row_checks import check_power
 
-LOOK_S = 0.004
-"""Between two reads while a tick is awaited: so much an edge may be late, and a core is left in peace."""
+LOOK_S = 0.01
+"""Between two reads while a tick is awaited: so much an edge may be late, 0.2 % of ten seconds; NVML takes some
+milliseconds of a core for each."""
 AWAITED_S = 0.25
 """How long a tick is awaited; of a slower counter it is dated between two looks."""
 STALLED = "its energy counter stood still"

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from infergy.cost.model import StepCost
 
 WATCH_SCHEMA = "infergy.watch/1"
+LATENCIES_S = 60.0
+"""Percentiles of latencies are of the last minute."""
 KEPT_S = 300.0
 """How far back percentiles reach, and a span may that needs tokens."""
+FLOOR_SHARE = 0.8
+"""Of the roofline's floor: it is of fitted energies and mean lengths, and one H200 drew 8 % less than those fitted."""
 STATES_S = 10.0
 """Between two looks at temperatures, clocks and processes of the GPUs."""
 PER_TOKEN = {"per_output_token": ("output_tokens",), "per_token": ("input_tokens", "output_tokens")}
@@ -34,7 +38,7 @@ FLAGS = {
     "elsewhere": "{place}",
     "restarted": "the server began again: what was counted before is left out",
     "counter-gap": "a counter was reset, jumped or stood still: energy of that time is not counted",
-    "below-floor": "less energy per output token than the model's work at the roofline, {floor_j:.3g} J: the server "
+    "below-floor": "far less energy per output token than the model's work at the roofline, {floor_j:.3g} J: the server "
     "counts too many tokens, or it has other GPUs (--gpus) or another model (--model)",
     "several-processes": "several processes on {crowded}: their energy cannot be separated",
     "slowed-down": "clocks were lowered by {slowed} (nvidia-smi -q -d PERFORMANCE)",
@@ -260,9 +264,9 @@ class Watch:
         rates = {} if recent is None else {name: recent.rate(name) for name in RATES}
         now = self.readings[-1]
         oldest = next(own for own in self.readings if own.segment == now.segment and own.page is not None)
-        whole = Span(readings=(oldest, now))
+        minute = enough_of(self.readings, LATENCIES_S) or Span(readings=(oldest, now))
         latencies = {
-            f"{name}_p{share * 100:g}": whole.percentile(f"{name}_s", share)
+            f"{name}_p{share * 100:g}": minute.percentile(f"{name}_s", share)
             for name in ("ttft", "itl")
             for share in (0.5, 0.99)
         }
@@ -306,7 +310,7 @@ class Watch:
             "elsewhere": self._elsewhere is not None,
             "restarted": self._restarted,
             "counter-gap": any(tick.gaps for tick in now.ticks.values()),
-            "below-floor": most_j is not None and most_j < floor_j,
+            "below-floor": most_j is not None and most_j < FLOOR_SHARE * floor_j,
             "several-processes": crowded,
             "slowed-down": slowed,
         }

@@ -18,7 +18,7 @@ COUNTERS = (
     *("flops", "read_bytes", "write_bytes"),
 )
 GAUGES = ("running", "waiting", "kv_share")
-HISTOGRAMS = ("ttft_s", "itl_s", "input_lengths", "output_lengths")
+HISTOGRAMS = ("ttft_s", "itl_s", "input_lengths", "output_lengths", "step_tokens")
 MEANINGS = (*COUNTERS, *GAUGES, *HISTOGRAMS)
 PARTS = ("", "_bucket", "_sum")
 MODEL_LABELS = ("model_name", "model_id", "model")
@@ -84,7 +84,7 @@ def read_page(text: str, place: str) -> Page:
     values: dict[str, Any] = {}
     blanks = {
         meaning: f"{kind['name']} at {place} publishes no {kind.get(meaning, ('such value',))[0]}"
-        for meaning in tried.keys() - chosen.keys()
+        for meaning in tried.keys() - chosen.keys() - {"step_tokens"}
     }
     for meaning, found in chosen.items():
         try:

@@ -13,6 +13,8 @@ from infergy.watch.span import Span
 if TYPE_CHECKING:
     from infergy.cost.model import StepCost
 
+STEP_SUMS = ("count", "decodes", "context", "prefill_tokens", "prefill_pairs", "prefills", "sampled", "padded")
+
 
 @dataclass(slots=True, kw_only=True)
 class Served:
@@ -76,38 +78,42 @@ def phases_of(span: Span, cost: StepCost, replicas: int = 1) -> Phases | str:
     from infergy.cost.step import Steps, added_j, sums_of
 
     output = span.rate("output_tokens")
+    steps = max(span.grown("step_tokens").counts.values(), default=0.0)
     running = [reading.page.gauges.get("running", 0.0) for reading in span.readings if reading.page is not None]
     busy = [count for count in running if count]
     lengths = [span.grown(name) for name in ("input_lengths", "output_lengths")]
     requests = min(max(own.counts.values(), default=0.0) for own in lengths)
-    if not output or not busy or not requests:
+    if not output or not (steps or busy) or not requests:
         return "no tokens, or no finished request of known length, in this time"
     inputs, outputs = (own.total / requests for own in lengths)
     asked, cached = span.rate("input_tokens"), span.rate("cached_tokens") or 0.0
     computed = span.rate("computed_tokens") if asked is None else max(0.0, asked - cached)
-    prompts = requests / span.seconds
-    hit = max(0.0, inputs - (computed or 0.0) / prompts)
+    # Of one replica, per second. A server that does not count its steps makes one for the tokens of those that run.
+    prompts, tokens = requests / span.seconds / replicas, output / replicas
+    rate = steps / span.seconds / replicas if steps else tokens / max(1.0, sum(busy) / len(busy) / replicas)
+    batch = max(1.0, tokens / rate)
+    mixed = min(prompts, rate)
+    each = prompts / mixed
+    hit = max(0.0, inputs - (computed or 0.0) / replicas / prompts)
     fresh = max(1.0, inputs - hit)
-    batch = max(1.0, sum(busy) / len(busy) / replicas)
     context = batch * (inputs + outputs / 2)
-    names = ("count", "decodes", "context", "prefill_tokens", "prefill_pairs", "prefills", "sampled", "padded")
-    rows = [
-        (prompts / replicas, 0.0, 0.0, fresh, fresh * hit + fresh * (fresh + 1) / 2, 1.0, 1.0, 0.0),
-        (output / replicas / batch, batch, context, 0.0, 0.0, 0.0, batch, batch),
-    ]
+    decodes = (batch, context, 0.0, 0.0, 0.0, batch, batch)
+    both = (batch, context, each * fresh, each * (fresh * hit + fresh * (fresh + 1) / 2), each, batch + each, 0.0)
+    # Steps with prompts, the others, and the former without their prompts: what they draw more is the prompts' own.
+    rows = [(mixed, *both), (rate - mixed, *decodes), (mixed, *decodes)]
     step_s = [cost.start().step(*row[1:]) for row in rows]  # type: ignore[arg-type]
-    zero, columns = np.zeros(2), dict(zip(names, np.array(rows).T, strict=True))
-    steps = Steps(start_s=zero, kv_blocks=zero, waiting=zero, step_s=np.array(step_s), **columns)
-    prefill_w, decode_w = (float(watts) for watts in cost.step_energy_j(steps) * steps.count)
-    busy_share = float(steps.count @ steps.step_s)
+    zero, columns = np.zeros(len(rows)), dict(zip(STEP_SUMS, np.array(rows).T, strict=True))
+    made = Steps(start_s=zero, kv_blocks=zero, waiting=zero, step_s=np.array(step_s), **columns)
+    mixed_w, other_w, shared_w = (cost.step_energy_j(made) * made.count).tolist()
+    busy_share = float(made.count[:2] @ made.step_s[:2])
     idle_w = cost.idle_w * max(0.0, 1.0 - busy_share)
-    floor_j = added_j(cost.rates, sums_of(steps)) + cost.rates.power.base_w * cost.floor_s(steps)
-    total_w = prefill_w + decode_w + idle_w
+    floor_j = added_j(cost.rates, sums_of(made)) + cost.rates.power.base_w * cost.floor_s(made)
+    total_w = mixed_w + other_w + idle_w
     return Phases(
-        prefill=prefill_w / total_w,
-        decode=decode_w / total_w,
+        prefill=(mixed_w - shared_w) / total_w,
+        decode=(other_w + shared_w) / total_w,
         idle=idle_w / total_w,
         busy_share=busy_share,
         energy_per_output_token_j=total_w * replicas / output,
-        floor_per_output_token_j=float(floor_j @ steps.count) * replicas / output,
+        floor_per_output_token_j=float(floor_j[:2] @ made.count[:2]) * replicas / output,
     )
