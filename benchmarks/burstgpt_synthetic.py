@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from infergy.workload.sources import shipped_traces
+from infergy.workload.locate import shipped_traces
 
 PUBLISHED = {"input_tokens": (256.80, 242.27, 215, 1038), "output_tokens": (35.10, 108.59, 7, 478)}
 """Mean, standard deviation, median and 99th percentile, in tokens."""

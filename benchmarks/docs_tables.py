@@ -62,6 +62,7 @@ def make_tables(table: Table | None = None) -> dict[tuple[str, str], str]:
         },
         ("replay.md", "savings of the fifth round"): replays["savings_table"](5),
         ("replay.md", "sixth round"): replays["round_table"](6),
+        ("server.md", "a real vLLM"): replays["runs_table"](replays["load"](7)),
         ("replay.md", "savings of the sixth round"): replays["savings_table"](6),
         ("replay.md", "savings on two GPUs"): replays["savings_table"](6, "2 replicas"),
         ("replay.md", "third intake"): replays["intake_table"](replays["load"](3)),

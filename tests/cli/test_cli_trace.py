@@ -89,6 +89,31 @@ def test_a_histogram_is_shown_as_one(log: Path, tmp_path: Path) -> None:
         run("trace", str(path))
 
 
+def test_other_bins_of_a_histogram_are_an_error_that_names_the_options_given(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "histogram.json"
+    path.write_text(run("trace", str(log), "--bins", "paper", *COLUMNS, "--json"), encoding="utf-8")
+    assert "paper bins" in run("trace", str(path), "--bins", "paper")
+    edges = {"--input-edges": "10,100", "--output-edges": "10,100"}
+    for given in ({"--bins": "powers-of-two"}, edges):
+        arguments = [part for pair in given.items() for part in pair]
+        with raises("options-conflict", options=given):
+            run("trace", str(path), *arguments)
+
+
+def test_no_name_is_no_trace() -> None:
+    with raises("bad-value", option="TRACE"):
+        run("trace", "")
+
+
+def test_what_is_assumed_of_a_log_is_said_with_the_option_to_change_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("input_tokens,cache_read_tokens,output_tokens\n9,4,3\n", encoding="utf-8")
+    option = "--input-column 'input_tokens + cache_read_tokens'"
+    assert option in run("trace", str(path))
+    assert option in run_json("trace", str(path))["assumed"][0]
+    assert option in CliRunner().invoke(app, ["estimate", str(path)]).stderr
+
+
 def test_bins_prints_the_counts_the_overcount_and_who_is_left_out() -> None:
     text = run("trace", "azure-conv-2023", "--bins", "paper")
     histogram = open_trace("azure-conv-2023").histogram(Bins.paper())

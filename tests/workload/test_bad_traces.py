@@ -103,9 +103,11 @@ def test_a_missing_file_is_told_with_the_nearest_shipped_names(tmp_path: Path) -
 
 
 def test_a_folder_is_no_trace(tmp_path: Path) -> None:
-    for folder in (tmp_path, "", "."):
+    for folder in (tmp_path, "."):
         with raises("file-not-readable", reason="a directory"):
             open_trace(folder)
+    with raises("bad-value", option="TRACE"):
+        open_trace("")
 
 
 def test_a_pipe_is_told_before_it_is_read(tmp_path: Path) -> None:

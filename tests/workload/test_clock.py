@@ -18,7 +18,7 @@ from infergy.workload.clock import DATES, DEFAULT, FORMAT, NAME, RATE, find_unit
 from infergy.workload.formats import UNITS_S
 from raising import raises
 
-UNITS = sorted(UNITS_S)
+UNITS = sorted(set(UNITS_S) - {"d"})
 START_S = 1_759_813_207
 NAMED = Columns(input="i", output="o", time="t")
 
@@ -215,6 +215,12 @@ SPELLINGS = [
     "%Y-%m-%d %H:%M:%S.%f +0000 UTC",
     "%Y-%m-%dt%H:%M:%Sz",
     "%b %d, %Y @ %H:%M:%S.%f",
+    "%b %d %Y %H:%M:%S",
+    "%B %d, %Y at %I:%M:%S %p",
+    "%d %B %Y %H:%M:%S",
+    "%d-%b-%Y %H:%M:%S.%f",
+    "%a %b %d %H:%M:%S UTC %Y",
+    "%a %b %d %Y %H:%M:%S GMT+0000 (Coordinated Universal Time)",
 ]
 
 
@@ -239,6 +245,36 @@ def test_commas_are_points_where_semicolons_are_commas(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("t;i;o\n0,5;1;1\n2,25;1;1\n", encoding="utf-8")
     assert open_trace(path, columns=NAMED).describe().duration_s == 1.75
+
+
+@pytest.mark.parametrize(
+    ("text", "utc"),
+    [("2025-03-09 10:00:02 PST", 18), ("Sun Mar 09 10:00:02 PDT 2025", 17), ("2025-03-09T10:00:02 CEST", 8)],
+)
+def test_names_of_zones_with_one_meaning_are_read(tmp_path: Path, text: str, utc: int) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"t;i;o\n{text};9;3\n", encoding="utf-8")
+    columns = Columns(input="i", output="o", time="t")
+    requests = open_trace(path, columns=columns).requests()
+    assert requests.origin_unix_s == datetime(2025, 3, 9, utc, 0, 2, tzinfo=UTC).timestamp()
+    # CST is of China, too.
+    path.write_text("t;i;o\n2025-03-09 10:00:02 CST;9;3\n", encoding="utf-8")
+    assert "--time-column" in str(open_trace(path, columns=columns).requests().order_reason)
+
+
+def test_days_as_of_a_spreadsheet_are_dates(tmp_path: Path) -> None:
+    start = datetime(2025, 3, 9, 10, tzinfo=UTC)
+    path = tmp_path / "log.csv"
+    days = [(start + timedelta(minutes=n) - datetime(1899, 12, 30, tzinfo=UTC)) / timedelta(days=1) for n in range(300)]
+    path.write_text("t,i,o\n" + "".join(f"{day:.8f},9,3\n" for day in days), encoding="utf-8")
+    trace = open_trace(path, columns=Columns(input="i", output="o", time="t"))
+    requests = trace.requests()
+    assert trace.time_unit is not None
+    assert (trace.time_unit.unit, trace.time_unit.basis) == ("d", DATES)
+    assert requests.duration_s == pytest.approx(299 * 60, abs=0.01)
+    assert requests.origin_unix_s == pytest.approx(start.timestamp(), abs=0.01)
+    seconds = open_trace(path, columns=Columns(input="i", output="o", time="t", time_unit_s=1.0))
+    assert seconds.requests().duration_s == pytest.approx(299 / 1440, abs=0.01)
 
 
 @pytest.mark.parametrize("bad", ["yesterday", None, "NaN"])

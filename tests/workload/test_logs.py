@@ -6,11 +6,14 @@ import io
 import json
 import sys
 import types
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,6 +233,23 @@ LOGS = {
     "bedrock, invocations": Log("bedrock", lines({"schemaType": "ModelInvocationLog", "timestamp": "2026-01-01T00:00:00Z", "input": {"inputTokenCount": 5, "cacheReadInputTokenCount": 10}, "output": {"outputTokenCount": 3}}), 1, 15, 3, 10, 0.0),
     "plain table": Log("tokens", "timestamp,input_tokens,output_tokens\n100,9,3\n104,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
     "anthropic table": Log("anthropic", "created_at,input_tokens,cache_creation_input_tokens,cache_read_input_tokens,output_tokens\n2026-01-01T00:00:00Z,5,200,9000,300\n", 1, 9205, 300, 9000, 0.0, 0, "csv"),
+    "anthropic, cache writes by their time": Log("anthropic", lines({"id": "m", "usage": {k: v for k, v in CLAUDE_USAGE.items() if k != "cache_creation_input_tokens"}}), 1, 8103, 50, 8000),
+    "anthropic, only cache writes": Log("anthropic", lines({"id": "m", "usage": {"input_tokens": 3, "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 50}, "output_tokens": 5}}), 1, 153, 5),
+    "langfuse, cache writes by their time": Log("langfuse", lines({"traceId": "t", "startTime": "2026-01-01T00:00:00Z", "usageDetails": {"input": 3, "input_cache_creation_5m": 100, "input_cache_creation_1h": 50, "cache_read_input_tokens": 8000, "output": 5}}), 1, 8153, 5, 8000, 0.0),
+    "gemini's openai endpoint": Log("openai", lines({"object": "chat.completion", "created": 7, "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 112}}), 1, 9, 103, None, 0.0),
+    "otel, cached beside the input": Log("otel", lines(otel(0, input_tokens=5, output_tokens=3) | {"attributes": {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.cache_read_input_tokens": 9000, "gen_ai.usage.output_tokens": 3}}), 1, 9005, 3, 9000, 0.0),
+    "deepseek, without prompt_tokens": Log("openai", lines(*({"usage": {"prompt_cache_hit_tokens": hit, "prompt_cache_miss_tokens": 9, "completion_tokens": 3}} for hit in (64, 0))), 2, 82, 6, 64),
+    "posthog": Log("posthog", lines({"event": "$ai_generation", "timestamp": "2026-01-01T00:00:00Z", "properties": {"$ai_input_tokens": 9, "$ai_output_tokens": 3, "$ai_cache_read_input_tokens": 40}}, {"event": "$ai_trace", "properties": {"$ai_input_tokens": 9, "$ai_output_tokens": 3}}), 1, 49, 3, 40, 0.0, 1),
+    "watsonx": Log("watsonx", lines({"model_id": "m", "created_at": "2026-01-01T00:00:00.123Z", "results": [{"generated_text": "x", "generated_token_count": 3, "input_token_count": 9}]}), 1, 9, 3, None, 0.0),
+    "replicate": Log("replicate", lines({"id": "p", "created_at": "2026-01-01T00:00:00.123Z", "metrics": {"input_token_count": 9, "output_token_count": 3, "predict_time": 1.2}}), 1, 9, 3, None, 0.0),
+    "opencode": Log("opencode", lines({"id": "m", "time": {"created": 1_700_000_000_000}, "tokens": {"total": 930, "input": 5, "output": 3, "reasoning": 2, "cache": {"read": 900, "write": 20}}}, {"id": "n", "time": {"created": 1_700_000_002_000}, "tokens": {"input": 5, "output": 3, "reasoning": 2, "cache": {"read": 0, "write": 0}}}), 2, 930, 8, 900, 2.0),
+    "names in other spellings": Log("tokens", "# Created At,# Input Tokens,# Output Tokens,Cached Tokens\n100,9,3,4\n104,9,3,4\n", 2, 18, 6, 8, 4.0, 0, "csv"),
+    "capitals": Log("openai", "CREATED_AT,PROMPT_TOKENS,COMPLETION_TOKENS\n2025-01-01 00:00:00,9,3\n2025-01-01 00:00:04,9,3\n", 2, 18, 6, None, 4.0, 0, "csv"),
+    "thousands": Log("openai", 'prompt_tokens,completion_tokens\n"1,234",3\n"12,345,678",1\n56,2\n', 3, 12_346_968, 6, None, None, 0, "csv"),
+    "mongodb": Log("openai", lines(*({"created_at": {"$date": {"$numberLong": str(1_700_000_000_000 + at)}}, "prompt_tokens": {"$numberInt": "9"}, "completion_tokens": {"$numberInt": "3"}} for at in (0, 2000))), 2, 18, 6, None, 2.0),
+    "mongodb, relaxed": Log("openai", json.dumps([{"created_at": {"$date": f"2026-01-01T00:00:0{at}Z"}, "prompt_tokens": 9, "completion_tokens": 3} for at in (0, 2)]), 2, 18, 6, None, 2.0, 0, "json"),
+    "date and time": Log("openai", "Date,Time,prompt_tokens,completion_tokens\n03/14/2026,10:00:00 AM,9,3\n03/14/2026,10:00:05 PM,9,3\n", 2, 18, 6, None, 43_205.0, 0, "csv"),
+    "date and time beside a timestamp": Log("openai", "date,time,timestamp,prompt_tokens,completion_tokens\n2026-03-14,10:00:00,100,9,3\n2026-03-14,10:00:05,103,9,3\n", 2, 18, 6, None, 3.0, 0, "csv"),
     "one json list": Log("openai", json.dumps([chat(9, 3), chat(1, 1)]), 2, 10, 4, None, None, 0, "json"),
 }  # fmt: skip
 
@@ -289,6 +309,33 @@ def test_a_frame_of_a_log_is_read_as_its_file(name: str, tmp_path: Path) -> None
         assert open_trace(frame.to_pandas()).describe().input.total == log.input
 
 
+def test_attributes_of_a_table_are_read_in_the_forms_they_have(tmp_path: Path) -> None:
+    counts = {"gen_ai.usage.input_tokens": 9, "gen_ai.usage.output_tokens": 3}
+    times = [datetime(2026, 1, 1, second=second) for second in (0, 2)]
+    values = {name: str(count) for name, count in counts.items()}
+    typed = [{"key": name, "value": {"string_value": None, "int_value": count}} for name, count in counts.items()]
+    for attributes in ([{"key": name, "value": value} for name, value in values.items()], typed):
+        frame = pl.DataFrame({"Timestamp": times, "SpanAttributes": [attributes] * 2})
+        frame.write_parquet(tmp_path / "log.parquet")
+        for source in (frame, tmp_path / "log.parquet"):
+            summary = open_trace(source).describe()
+            assert (summary.format, summary.requests, summary.input.total, summary.duration_s) == ("otel", 2, 18, 2.0)
+    maps = pa.array([list(values.items())] * 2, type=pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"Timestamp": times, "SpanAttributes": maps}), tmp_path / "log.parquet")
+    assert open_trace(tmp_path / "log.parquet").describe().output.total == 6
+    # As ClickHouse writes its maps.
+    quoted = str(values | {"gen_ai.prompt": "x"}).replace("'x'", "'don\\'t'")
+    pl.DataFrame({"Timestamp": times, "SpanAttributes": quoted}).write_csv(tmp_path / "log.csv")
+    assert open_trace(tmp_path / "log.csv").describe().output.total == 6
+
+
+def test_calls_of_a_record_are_requests_though_they_share_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    call = {"prompt_tokens": 9, "completion_tokens": 3}
+    path.write_text(lines({"id": "a", "calls": [call]}, {"id": "b", "calls": [call, call]}), encoding="utf-8")
+    assert open_trace(path).histogram().requests == 3
+
+
 # --- rows that are no single request
 
 USAGE_EXPORT = (
@@ -336,6 +383,12 @@ SUMS = {
     "anthropic console": ("usage_date_utc,model_version,usage_input_tokens_no_cache,usage_input_tokens_cache_read,usage_output_tokens\n2026-01-01,m,9,3,2\n", "csv", None),
     "deepseek": ("user_id,start_time_iso,end_time_iso,model,api_key_name,api_key,type,price,amount\nu,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,m,k,k,output_tokens,1,9\n", "csv", None),
     "ccusage": (json.dumps({"daily": [{"date": "2026-01-01", "inputTokens": 9, "outputTokens": 3, "cacheCreationTokens": 1, "cacheReadTokens": 2, "modelsUsed": ["m"]}]}), "json", None),
+    "a day and n": ("day,n,input_tokens,output_tokens\n2026-01-01,40,9000,300\n2026-01-02,50,9000,300\n", "csv", "n"),
+    "capitals": ("Date,Requests,prompt_tokens,completion_tokens\n2026-01-01,4,9000,300\n", "csv", "Requests"),
+    "a day, no count": ("day,input_tokens,output_tokens\n2026-01-01,9000,300\n2026-01-02,9000,300\n", "csv", None),
+    "a date and a model": ("date,model,prompt_tokens,completion_tokens\n2026-01-01,a,9000,300\n2026-01-01,b,90,30\n", "csv", None),
+    "hours as numbers": ("hour,input_tokens,output_tokens\n0,9000,300\n1,9000,300\n", "csv", None),
+    "whole hours": ("timestamp,input_tokens,output_tokens\n" + "".join(f"2026-01-01T{hour:02}:00:00Z,9000,300\n" for hour in range(5)), "csv", None),
     "grouped": ("hour,input_tokens,output_tokens,count\n0,60,5,6\n1,60,5,6\n", "csv", "count"),
     "anthropic": (lines({"starting_at": "2026-01-01T00:00:00Z", "ending_at": "2026-01-02T00:00:00Z", "uncached_input_tokens": 9, "cache_read_input_tokens": 2, "output_tokens": 4}), "jsonl", None),
 }  # fmt: skip
@@ -415,6 +468,61 @@ def chunk(own: str, usage: Any, second: int = 0) -> dict[str, Any]:
     return {**head, "choices": [{"delta": {"content": "x"}}], "usage": usage}
 
 
+def test_rows_with_times_of_their_own_are_no_sums(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for text in (
+        "date,input_tokens,output_tokens\n2026-01-01T10:00:01Z,9,3\n",
+        "timestamp,hour,input_tokens,output_tokens\n2026-01-01T10:00:01Z,10,9,3\n",
+        "timestamp,day,input_tokens,output_tokens\n0,1,9,3\n1,1,9,3\n2,1,9,3\n",
+        "n,input_tokens,output_tokens\n2,9,3\n",
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert open_trace(path).histogram().requests == text.count("\n") - 1
+    path.write_text("date,input_tokens,output_tokens\n2026-01-01,9,3\n", encoding="utf-8")
+    with raises("bucketed") as told:
+        open_trace(path)
+    assert "--format tokens" in str(told.value)
+    assert open_trace(path, format="tokens").histogram().requests == 1
+
+
+def test_a_date_and_its_time_are_joined_where_polars_reads_them(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"date": ["2026-03-14"] * 2, "time": ["10:00:00", "10:00:05"]}
+    frame = pl.DataFrame(columns | {"prompt_tokens": [9, 9], "completion_tokens": [3, 3]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    for source in (frame, tmp_path / "log.parquet"):
+        assert open_trace(source).describe().duration_s == 5.0
+        assert open_trace(source, columns=Columns(time="date + time")).describe().duration_s == 5.0
+    assert "'date + time'" in str(open_trace(frame.to_pandas()).describe().arrival_reason)
+    with raises("no-column", column="clock"):
+        open_trace(frame, columns=Columns(time="date + clock"))
+
+
+def test_fractions_are_no_thousands(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for text in ("1.234", "1.000", "1,5", "12,34"):
+        path.write_text(f"prompt_tokens;completion_tokens\n{text};3\n56;2\n", encoding="utf-8")
+        with raises("bad-trace", rows={"input": 1}):
+            open_trace(path).histogram()
+    path.write_text("prompt_tokens;completion_tokens\n1.234.567;3\n1 234;2\n", encoding="utf-8")
+    assert open_trace(path).histogram().input_tokens == 1_234_567 + 1_234
+
+
+def test_names_in_other_spellings_are_read_in_tables_too(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"Timestamp": [0, 4], "Prompt Tokens": [9, 9], "Completion Tokens": [3, 3]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    for source in (frame, frame.to_pandas(), tmp_path / "log.parquet"):
+        summary = open_trace(source).describe()
+        assert (summary.requests, summary.input.total, summary.duration_s) == (2, 18, 4.0)
+    path = tmp_path / "log.csv"
+    path.write_text("Input Tokens,INPUT_TOKENS,Output Tokens\n9,8,3\n", encoding="utf-8")
+    with raises("unknown-format"):
+        open_trace(path)
+    # A line too many in a table whose names are spelled so.
+    path = tmp_path / "log.csv"
+    path.write_text("Prompt Tokens,Completion Tokens\n" + "9,3\n" * 2000 + "9,3,7\n", encoding="utf-8")
+    assert open_trace(path).describe().unreadable_rows == 1
+
+
 def test_chunks_of_an_answer_are_one_request(tmp_path: Path) -> None:
     running = [chunk(own, chat(100, n)["usage"], k) for n in range(1, 5) for k, own in enumerate("abc")]
     at_end = [chunk(own, None if n < 4 else chat(100, 4)["usage"], k) for k, own in enumerate("abc") for n in range(5)]
@@ -440,7 +548,7 @@ def test_chunks_and_sums_in_frames_are_found_too(tmp_path: Path) -> None:
     flat = pl.DataFrame([{"id": one["id"], "object": one["object"], **one["usage"]} for one in records])
     for held in (flat.to_pandas(), flat.to_arrow()):
         with raises("not-supported"):
-            open_trace(held)
+            open_trace(held).describe()
     sums = pl.DataFrame({"requests": [1, 7], "input_tokens": [9, 70], "output_tokens": [1, 7]})
     with raises("bucketed", column="requests"):
         open_trace(sums)
@@ -464,7 +572,7 @@ def test_chunks_without_an_id_are_rejected(tmp_path: Path) -> None:
     chunk = {"object": "chat.completion.chunk", "created": 7}
     path.write_text(lines(*(chunk | chat(100, tokens) for _ in range(3) for tokens in (1, 2, 3, 4))))
     with raises("bad-trace"):
-        open_trace(path)
+        open_trace(path).histogram()
     path.write_text(lines(*(chunk | (chat(100, 4 + n) if last else {}) for n in range(3) for last in (0, 0, 1))))
     assert open_trace(path).histogram().requests == 3
 

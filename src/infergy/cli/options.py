@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infergy.cli.output import unit_note
+from infergy.cli.output import reading_notes
 from infergy.errors import UsageError
 from infergy.units import parse_duration
 from infergy.workload import Bins, Columns, TaskOptions
-from infergy.workload.bins import BIN_NAMES, PAPER, Histogram, edges_of
+from infergy.workload.bins import BIN_NAMES, PAPER, POWERS_OF_TWO, Histogram, edges_of
 from infergy.workload.formats import UNITS_S
 from infergy.workload.tasks import is_task
 
@@ -132,7 +132,7 @@ class TraceFormat:
     time_column: str | None = option("Column of arrivals")
     cached_column: str | None = option("Column of input tokens found in a prefix cache: no prefill for them")
     requests_column: str | None = option("Column of how many requests a row sums up: it is spread over them")
-    time_unit: str | None = option("Unit of numeric arrivals: s, ms, us, ns [default: the format's, or recognised]")
+    time_unit: str | None = option("Unit of numeric arrivals: s, ms, us, ns, d [default: the format's, or recognised]")
     bad_rows: str | None = option("Share of rows that may be unreadable: they are left out [default: 0.1%]")
     requests: int | None = option("Number of requests [default: all; of a task 1024]", min=1)
     seed: int | None = option("Seed of a task's lengths, and of random arrivals [default: 0]")
@@ -227,8 +227,9 @@ class TraceSelection(TraceFormat):
             raise UsageError.conflict(given, "one of them says when requests come: leave the other out")
         of_task = is_task(source)
         opened = open_requests(source, **self.reading(self.requests if of_task else None, of_task=of_task))
-        if not isinstance(opened, Histogram) and opened.time_unit is not None:
-            typer.echo(f"{opened.source}: {unit_note(opened.time_unit)}", err=True)
+        if not isinstance(opened, Histogram):
+            for note in reading_notes(opened.time_unit, opened.assumed):
+                typer.echo(f"{opened.source}: {note}", err=True)
         return opened
 
     def all_of(self, opened: Trace | Histogram) -> Requests:
@@ -280,6 +281,19 @@ class BinSelection:
     bins: str | None = option("powers-of-two (no request is left out), or paper (arXiv 2504.17674)")
     input_edges: str | None = option("Upper edges of input bins: 32,128,512")
     output_edges: str | None = option("Upper edges of output bins: 8,64,512")
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options that were given, and their values."""
+        values = {"--bins": self.bins, "--input-edges": self.input_edges, "--output-edges": self.output_edges}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def is_of(self, bins: Bins) -> bool:
+        """Whether these are the bins that the options mean, or they mean none."""
+        grid = self.grid()
+        if grid is None:
+            return self.bins is None or bins.name == POWERS_OF_TWO
+        return (grid.input_edges, grid.output_edges) == (bins.input_edges, bins.output_edges)
 
     def grid(self) -> Bins | None:
         """The bins that the options mean; None for powers of two up to the longest request.

@@ -223,8 +223,10 @@ def title_of(trace: TraceFacts, estimate: ServerEstimate) -> str:
     return f"{trace.source}: {count_of(trace.requests, 'request')} {how}"
 
 
-def unit_note(unit: TimeUnit) -> str:
-    """In which unit arrivals are read, and why."""
+def reading_notes(unit: TimeUnit | None, assumed: Sequence[str]) -> list[str]:
+    """How a log is read where its names do not say it: what is assumed, in which unit arrivals are, and why."""
+    if unit is None:
+        return list(assumed)
     why = {
         "dates": "in which they are dates",
         "name": "as the column's name says",
@@ -232,7 +234,8 @@ def unit_note(unit: TimeUnit) -> str:
         "format": "as the format says, though requests come more seldom then than a server sees them",
         "default": "since neither their size nor a format says otherwise",
     }
-    return f"arrivals in {unit.column!r} are read as {unit.unit}, {why[unit.basis]}; another unit: --time-unit"
+    name = "days since 1899-12-30" if unit.unit == "d" else unit.unit
+    return [*assumed, f"arrivals in {unit.column!r} are read as {name}, {why[unit.basis]}; another unit: --time-unit"]
 
 
 def trace_notes(trace: TraceFacts) -> list[str]:

@@ -16,7 +16,7 @@ from infergy.cli.options import (
     option,
     with_options,
 )
-from infergy.cli.output import UNKNOWN, print_json, print_table, unit_note
+from infergy.cli.output import UNKNOWN, print_json, print_table, reading_notes
 from infergy.errors import UsageError
 from infergy.units import count_of, format_duration, format_number, format_percent
 from infergy.workload.bins import Histogram
@@ -58,13 +58,13 @@ def trace(
     if bins != BinSelection():
         if batch is not None:
             raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, "give them in two commands")
-        _bins(sources, reading, bins.grid(), spark=spark, as_json=as_json)
+        _bins(sources, reading, bins, spark=spark, as_json=as_json)
         return
     if binned and batch is not None:
         message = f"{binned[0]} is a histogram, whose requests have no order that batches could be of"
         raise UsageError.conflict({"--batch": batch}, message)
     if binned:
-        _bins(sources, reading, None, spark=spark, as_json=as_json)
+        _bins(sources, reading, bins, spark=spark, as_json=as_json)
         return
     if spark is not None:
         message = "--spark counts requests over bins: add --bins powers-of-two"
@@ -93,8 +93,8 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
     for summary in summaries:
         if summary.lengths_from is not None:
             typer.echo(f"{summary.source}: {summary.lengths_from}")
-        if summary.time_unit is not None:
-            typer.echo(f"{summary.source}: {unit_note(summary.time_unit)}")
+        for note in reading_notes(summary.time_unit, summary.assumed):
+            typer.echo(f"{summary.source}: {note}")
         if summary.unreadable_rows:
             typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
         if summary.stream_chunks:
@@ -146,11 +146,13 @@ def _print_lengths(title: str, summaries: Sequence[TraceSummary], lengths: Seque
     print_table(("Trace", "Mean ± std", "Median", "p99", "Longest", "Total"), rows, title=title)
 
 
-def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str | None, as_json: bool) -> None:
+def _bins(
+    sources: Sequence[str], reading: TraceFormat, bins: BinSelection, *, spark: str | None, as_json: bool
+) -> None:
     """Print traces as counts over bins, and real lengths compared with binned ones."""
     from infergy.workload import open_requests
 
-    histograms = []
+    grid, histograms = bins.grid(), []
     for source in sources:
         options = reading.reading(reading.requests, of_task=is_task(source))
         if spark is None:
@@ -159,9 +161,9 @@ def _bins(sources: Sequence[str], reading: TraceFormat, grid: Any, *, spark: str
             from infergy.workload.remote import spark_frame
 
             opened = open_requests(spark_frame(spark, source), name=source, **options)
-        if isinstance(opened, Histogram) and grid is not None and opened.bins != grid:
+        if isinstance(opened, Histogram) and not bins.is_of(opened.bins):
             message = f"{source} is a histogram already, over {opened.bins.name} bins. Bin the trace it was made of"
-            raise UsageError.conflict({"--bins": grid.name}, message)
+            raise UsageError.conflict(bins.given, message)
         histograms.append(opened if isinstance(opened, Histogram) else opened.histogram(grid))
     if as_json:
         print_json([_with_sums(histogram) for histogram in histograms])

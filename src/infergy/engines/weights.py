@@ -66,8 +66,8 @@ def _write(folder: Path, text: str) -> None:
 
 
 def describe_weights(name: str) -> str:
-    """An environment's description of the weights: the initialisation, or where real ones came from."""
-    return LAWS.get(name, f"real weights: {name}")
+    """An environment's description of the weights: the initialisation, or whose they are."""
+    return LAWS.get(name, f"weights of {name}")
 
 
 def draw_weights(model: nn.Module, law: str, seed: int) -> int:

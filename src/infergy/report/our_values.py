@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from importlib import resources
 from itertools import product
 from statistics import fmean
 
@@ -113,11 +115,6 @@ def _change(before: Point, after: Point, quantity: str) -> Change:
         down, up = math.hypot(after_low, before_high), math.hypot(after_high, before_low)
         interval = (ratio * math.exp(-down) - 1, ratio * math.exp(up) - 1)
     return Change(cell=cell, gpu=after.gpu, value=ratio - 1, interval=interval)
-
-
-def missing(_: Evidence, *, reason: str) -> OurValue:
-    """No value, for a reason."""
-    return OurValue(method=reason)
 
 
 def gap(evidence: Evidence, *, trace: str, engine: str) -> OurValue:
@@ -287,8 +284,20 @@ def online(evidence: Evidence, *, label: str) -> OurValue:
     return _extreme(found, min, "online cell")
 
 
+def kernels(_evidence: Evidence, *, tokens: int) -> OurValue:
+    """Time of the fused expert kernels over that of a dense layer, less 1: of data/expert_kernels.json."""
+    profile = json.loads((resources.files("infergy") / "data/expert_kernels.json").read_text(encoding="utf-8"))
+    row = next(row for row in profile["rows"] if row["tokens"] == tokens)
+    return OurValue(
+        value=row["experts_s"] / row["dense_s"] - 1,
+        hardware=profile["gpu"],
+        method=f"kernels of one layer by torch's profiler, vLLM {profile['packages']['vllm']}, {profile['weights']}: "
+        f"{1e6 * row['experts_s']:.0f} µs against {1e6 * row['dense_s']:.0f} µs",
+    )
+
+
 KINDS: dict[str, Callable[..., OurValue]] = {
     function.__name__: function
-    for function in (missing, gap, saving, regression, decode_share, prefill, change, online)
+    for function in (gap, saving, regression, decode_share, prefill, change, online, kernels)
 }
 """By the ``kind`` of a claim in ``data/claims.toml``, whose other keys are the arguments."""

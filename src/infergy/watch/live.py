@@ -38,7 +38,7 @@ FLAGS = {
     "elsewhere": "{place}",
     "restarted": "the server began again: what was counted before is left out",
     "counter-gap": "a counter was reset, jumped or stood still: energy of that time is not counted",
-    "below-floor": "far less energy per output token than the model's work at the roofline, {floor_j:.3g} J: the server "
+    "below-floor": "much less energy per output token than the work at the roofline, {floor_j:.3g} J: the server "
     "counts too many tokens, or it has other GPUs (--gpus) or another model (--model)",
     "several-processes": "several processes on {crowded}: their energy cannot be separated",
     "slowed-down": "clocks were lowered by {slowed} (nvidia-smi -q -d PERFORMANCE)",

@@ -94,14 +94,10 @@ class Bins:
             return None
         return self.at(i, o)
 
-    def at(self, input_index: int, output_index: int) -> Bin:
+    def at(self, i: int, o: int) -> Bin:
         """The bin by its index on both axes."""
-        return Bin(
-            input_tokens=self.input_edges[input_index],
-            output_tokens=self.output_edges[output_index],
-            input_floor=self.input_edges[input_index - 1] if input_index else 0,
-            output_floor=self.output_edges[output_index - 1] if output_index else 0,
-        )
+        floors = {"input_floor": (0, *self.input_edges)[i], "output_floor": (0, *self.output_edges)[o]}
+        return Bin(input_tokens=self.input_edges[i], output_tokens=self.output_edges[o], **floors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infergy.errors import DataError
-from infergy.workload.formats import UNITS_S
+from infergy.workload.formats import UNITS_S, spellings
 
 if TYPE_CHECKING:
     from infergy.workload.table import Table
@@ -25,34 +25,14 @@ MOST_PER_S = 1e6
 _OF_SEVERAL_UNITS = ("mooncake", "bailian")
 """Formats of logs in other units than their own: the one's names are the other's."""
 _FIRST_DATE_S, _LAST_DATE_S, _LONGEST_S = 1_262_304_000, 4_102_444_800, 20 * 31_557_600
+_SECONDS = ("s", "ms", "us", "ns")
+SERIAL_EPOCH_S, _MOST_DAYS = 25_569 * 86_400, 92
 _USUAL_PER_S, _POSSIBLE_PER_S = (0.01, 200.0), (1e-6, MOST_PER_S)
+_MIDDLE_LOG = math.log(math.prod(_USUAL_PER_S)) / 2
 _FEWEST_REQUESTS, _FEWEST_OF_SLOW = 3, 10
 """Fewer say nothing of the rate, or, where a format says the unit, nothing of a log that seems slow in it."""
 _PEEKED_ROWS, _PEEKED_RECORDS = 1000, 200
-_SPELLINGS = (
-    (r"^\[([^\[\]]*)\]$", "$1"),
-    (r"\s*\[[\w/+-]+\]$", ""),
-    (r"([+-]\d\d:?\d\d) [A-Z]{3,4}$", "$1"),
-    (r"\s+@\s+", " "),
-    (r"(?i)\s*(?:UTC|GMT|Z)$", "+00:00"),
-    (r"\s+([+-]\d\d:?\d\d)$", "$1"),
-    (r"^(\d\d?)\.(\d\d?)\.(\d{4})", "$3-$2-$1"),
-    (r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)", "$1-$2-$3 $4:$5:$6"),
-    (r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "$1-$2-$3"),
-    (r"^(\d[-/.\d]*)(?:[Tt]|,?\s+)", "$1 "),
-    (r"^([-/.\d]+ \d\d?:\d\d(?::\d\d)?),(\d)", "$1.$2"),
-    (r"^([-/.\d]+ \d\d?:\d\d)([^:\d]|$)", "$1:00$2"),
-    (r"^([-/.\d]+)$", "$1 00:00:00"),
-)
-"""Spellings of dates and times, and the same in ISO 8601; one after the other."""
-_OTHER_PATTERNS = (
-    "%Y-%m-%d %I:%M:%S%.f %p",
-    "%d/%b/%Y:%H:%M:%S%#z",
-    "%a, %d %b %Y %H:%M:%S%#z",
-    "%a %b %d %H:%M:%S %Y",
-    "%d %b %Y %H:%M:%S%.f",
-    "%b %d, %Y %H:%M:%S%.f",
-)
+_DATES, _TIMES = ("%Y-%m-%d", "%d %B %Y"), ("%H:%M:%S%.f", "%H:%M:%S%.f%#z", "%I:%M:%S%.f %p")
 _UNIT_IN_NAME = re.compile(
     r"(?i:(?:^|[_.\s(\[-])([mun\u00b5\u03bc]?)s(?:ecs?|econds?)?[)\]]?$|(m)illi\w*$|(u)icro\w*$|(n)ano\w*$)|[a-z]([MUN])s$"
 )
@@ -64,7 +44,7 @@ class TimeUnit:
 
     Attributes:
         column: The column.
-        unit: ``s``, ``ms``, ``us`` or ``ns``.
+        unit: ``s``, ``ms``, ``us``, ``ns`` or ``d``: days since 1899-12-30, as of Excel.
         basis: ``dates`` (the numbers are dates of 2010 to 2100 in that unit), ``name`` (of the column), ``rate`` (of
             requests, which in another unit were more or fewer than a server sees), ``format`` (in which they are
             fewer), or ``default``: seconds.
@@ -95,28 +75,61 @@ def find_unit(
         declared_s: Seconds of the unit of the format; None if there is no format.
         varies: Whether there are logs of the format in other units.
     """
-    unit = _unit_of_date(low)
-    if unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S:
-        return None if UNITS_S[unit] == (declared_s or 1.0) else TimeUnit(column=column, unit=unit, basis=DATES)
-    stands = None if declared_s is not None else TimeUnit(column=column, unit="s", basis=DEFAULT)
-    if stands is not None and (named := _unit_in(column)):
-        return None if named == "s" else TimeUnit(column=column, unit=named, basis=NAME)
-    if not high > low or requests < _FEWEST_REQUESTS:
-        return stands
-    own = (requests - 1) / (high - low) / (declared_s or 1.0)
-    rates = {unit: (requests - 1) / (high - low) / size for unit, size in UNITS_S.items()}
-    lowest, highest = _USUAL_PER_S if varies or stands is not None else _POSSIBLE_PER_S
-    if stands is None and requests < _FEWEST_OF_SLOW:
-        lowest = _POSSIBLE_PER_S[0]
-    likely = [unit for unit, rate in rates.items() if _USUAL_PER_S[0] <= rate <= _USUAL_PER_S[1]]
-    if not likely or lowest <= own <= highest:
-        if not likely or stands is not None or own >= _USUAL_PER_S[0] or requests < _FEWEST_OF_SLOW:
-            return stands
-        declared = next((unit for unit, size in UNITS_S.items() if size == declared_s), "s")
-        return TimeUnit(column=column, unit=declared, basis=FORMAT)
-    middle = math.sqrt(math.prod(_USUAL_PER_S))
-    likeliest = min(likely, key=lambda unit: abs(math.log(rates[unit] / middle)))
-    return TimeUnit(column=column, unit=likeliest, basis=RATE)
+    dates = _unit_of_dates(low, high)
+    if dates is not None:
+        return None if UNITS_S[dates] == (declared_s or 1.0) else TimeUnit(column=column, unit=dates, basis=DATES)
+    rate_per_s = (requests - 1) / (high - low) if high > low and requests >= _FEWEST_REQUESTS else 0.0
+    likely = _likeliest_unit(rate_per_s)
+    if declared_s is not None:
+        basis = _basis_of_format(rate_per_s / declared_s, requests, varies=varies)
+        declared = {size: unit for unit, size in UNITS_S.items()}.get(declared_s, "s")
+        if likely is None or basis is None:
+            return None
+        return TimeUnit(column=column, unit=likely if basis == RATE else declared, basis=basis)
+    return _unit_of_unknown(column, low, high, requests, likely)
+
+
+def _unit_of_unknown(column: str, low: float, high: float, requests: int, likely: str | None) -> TimeUnit | None:
+    """The unit of a log without a format: by its name, days of a spreadsheet, the likely one, or seconds."""
+    unit, basis = _unit_in(column), NAME
+    if unit is None:
+        unit, basis = ("d", DATES) if _are_serial_days(low, high, requests) else (likely, RATE)
+    if unit is None or (unit == "s" and basis == RATE):
+        unit, basis = "s", DEFAULT
+    return None if (unit, basis) == ("s", NAME) else TimeUnit(column=column, unit=unit, basis=basis)
+
+
+def _likeliest_unit(rate_per_s: float) -> str | None:
+    """The unit in which requests, so many of them per number, come as often as a server sees them; None if none is."""
+    if not rate_per_s:
+        return None
+    unit = min(_SECONDS, key=lambda unit: abs(math.log(rate_per_s / UNITS_S[unit]) - _MIDDLE_LOG))
+    return unit if _is_usual(rate_per_s / UNITS_S[unit]) else None
+
+
+def _is_usual(rate_per_s: float) -> bool:
+    return _USUAL_PER_S[0] <= rate_per_s <= _USUAL_PER_S[1]
+
+
+def _basis_of_format(rate_per_s: float, requests: int, *, varies: bool) -> str | None:
+    """Whether the unit is by the rate, or by the format whose log is slow in it; None if it is the format's."""
+    is_few = requests < _FEWEST_OF_SLOW
+    lowest, highest = _USUAL_PER_S if varies else _POSSIBLE_PER_S
+    if rate_per_s > highest or rate_per_s < (_POSSIBLE_PER_S[0] if is_few else lowest):
+        return RATE
+    return None if is_few or rate_per_s >= _USUAL_PER_S[0] else FORMAT
+
+
+def _are_serial_days(low: float, high: float, requests: int) -> bool:
+    """Whether numbers are dates as of Excel, 2010 to 2100: days of no whole number, with some requests a day."""
+    ends = [end * UNITS_S["d"] - SERIAL_EPOCH_S for end in (low, high)]
+    are_dates = all(_FIRST_DATE_S <= end <= _LAST_DATE_S for end in ends) and not low == int(low) == high
+    return are_dates and high - low <= min(_MOST_DAYS, max(1.0, requests))
+
+
+def shift_s(unit_s: float | None) -> float:
+    """Seconds to take off arrivals in a unit: days are counted from 1899-12-30, as Excel does."""
+    return SERIAL_EPOCH_S if unit_s == UNITS_S["d"] else 0.0
 
 
 def _unit_in(column: str) -> str | None:
@@ -128,9 +141,16 @@ def _unit_in(column: str) -> str | None:
     return {"m": "ms", "n": "ns", "": "s"}.get(letter, "us")
 
 
+def _unit_of_dates(low: float, high: float) -> str | None:
+    """The one unit in which two numbers are dates of one log."""
+    unit = _unit_of_date(low)
+    is_one = unit is not None and unit == _unit_of_date(high) and (high - low) * UNITS_S[unit] <= _LONGEST_S
+    return unit if is_one else None
+
+
 def _unit_of_date(number: float) -> str | None:
     """The one unit in which a number is a date of 2010 to 2100."""
-    return next((unit for unit, size in UNITS_S.items() if _FIRST_DATE_S <= number * size <= _LAST_DATE_S), None)
+    return next((unit for unit in _SECONDS if _FIRST_DATE_S <= number * UNITS_S[unit] <= _LAST_DATE_S), None)
 
 
 def infer_unit(table: Table) -> TimeUnit | None:
@@ -166,19 +186,19 @@ def _ends(table: Table, head: int | None) -> tuple[float, float, int] | None:
     if numbers is None:
         return None
     time = table.x.col("time")
-    if head is not None and table.is_polars:
-        seen = [value for row in table.source.rows[:_PEEKED_RECORDS] if (value := _first(row, table.layout.time))]
-        if seen:
-            times = sorted(number for value in seen if (number := _number(value)) is not None)
-        else:
-            rows = table.frame.head(head).select(numbers.alias("time")).filter(time.is_finite())
-            times = sorted(row["time"] for row in table.collect(rows)[0])
-        outliers = len(times) // 10
-        return (times[outliers], times[-1 - outliers], len(times) - 2 * outliers) if times else None
     rows = table.frame.select(numbers.alias("time")).filter(time.is_finite())
-    ends = time.min().alias("low"), time.max().alias("high"), time.count().alias("n")
-    ((facts,),) = table.collect(rows.select(*ends))
-    return (float(facts["low"]), float(facts["high"]), int(facts["n"])) if facts["n"] else None
+    if head is None or not table.is_polars:
+        ends = time.min().alias("low"), time.max().alias("high"), time.count().alias("n")
+        ((facts,),) = table.collect(rows.select(*ends))
+        return (float(facts["low"]), float(facts["high"]), int(facts["n"])) if facts["n"] else None
+    seen = [value for row in table.source.rows[:_PEEKED_RECORDS] if (value := _first(row, table.layout.time))]
+    times = [number for value in seen if (number := _number(value)) is not None]
+    if not seen:
+        first = table.frame.head(head).select(numbers.alias("time")).filter(time.is_finite())
+        times = [row["time"] for row in table.collect(first)[0]]
+    outliers = len(times) // 10
+    times = sorted(times)[outliers : len(times) - outliers]
+    return (times[0], times[-1], len(times)) if times else None
 
 
 def _first(row: Mapping[str, Any], paths: Iterable[str]) -> str:
@@ -202,12 +222,12 @@ def instants(x: Any, column: Any, *, spelled: bool) -> list[Any]:
         spelled: Also what is not ISO 8601, at a third of the speed.
     """
     spaced = column.str.replace("T", " ", literal=True)
-    patterns: tuple[str, ...] = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z")
+    patterns = [f"{_DATES[0]} {time}" for time in _TIMES[:2]]
     if spelled:
         spaced = column.str.strip_chars()
-        for spelling, plain in _SPELLINGS:
+        for spelling, plain in spellings():
             spaced = spaced.str.replace(spelling, plain)
-        patterns = (*patterns, *_OTHER_PATTERNS)
+        patterns = [f"{date} {time}" for date in _DATES for time in _TIMES]
     times = []
     for pattern in patterns:
         kind = x.Datetime("us", "UTC") if "z" in pattern else x.Datetime("us")

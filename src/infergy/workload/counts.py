@@ -6,14 +6,12 @@ The same expressions serve polars and narwhals, but for chunks and sums, which p
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infergy.workload.formats import NAMED, Layout, Usage, names_of, outer
+from infergy.workload.formats import NAMED, Layout, Usage
 
 ARRIVAL_S = "arrival_s"
 MOST_REQUESTS = 1_000_000_000
@@ -43,11 +41,8 @@ class Counts:
     def tokens(self) -> list[Any]:
         """Tokens of the declared schema: 0 of input and output for a row of no request."""
         x = self.x
-        given, output = (
-            self._of_usage(lambda one: self._sum(one.input)),
-            self._of_usage(self._output),
-        )
-        made = {"input_tokens": given, "output_tokens": output, **self._cached(given)}
+        given = self._of_usage(self.input)
+        made = {"input_tokens": given, "output_tokens": self._of_usage(self.output), **self._cached(given)}
         if (is_none := self._no_request()) is not None:
             made = {name: x.when(is_none).then(x.lit(0)).otherwise(tokens) for name, tokens in made.items()}
         return [tokens.alias(name) for name, tokens in made.items()]
@@ -57,16 +52,16 @@ class Counts:
         layout, made = self.layout, []
         if layout.chunk is not None and not raw:
             made.append(self.column(layout.chunk).cast(self.x.String).alias("chunk"))
-        if layout.count is not None:
-            made += [self.column(layout.count).alias("raw_requests")] if raw else []
-            made.append(self.whole(layout.count).alias("count"))
+        if layout.sums is not None:
+            made += [self.column(layout.sums.count).alias("raw_requests")] if raw else []
+            made.append(self.whole(layout.sums.count).alias("count"))
         return made
 
     def originals(self) -> list[Any]:
         """The original values of counts, a sum's as text."""
         x = self.x
 
-        def raw(parts: tuple[str, ...]) -> Any:
+        def raw(parts: Sequence[str]) -> Any:
             columns = [self.column(path) for path in parts]
             if len(columns) == 1:
                 return columns[0]
@@ -77,7 +72,8 @@ class Counts:
             self._of_usage(lambda one: raw(one.output)).alias("raw_output"),
         ]
         if self.layout.cached:
-            made.append(self._of_cached(raw, x.lit(None).cast(x.String)).alias("raw_cached"))
+            null = x.lit(None).cast(x.String)
+            made.append(self._of_usage(lambda one: self._first(one, raw, null)).alias("raw_cached"))
         return made
 
     def _of_usage(self, make: Callable[[Usage], Any]) -> Any:
@@ -91,7 +87,7 @@ class Counts:
             chosen = self.x.when(lacks).then(chosen).otherwise(make(usage))
         return chosen
 
-    def _is_null(self, parts: tuple[str, ...]) -> Any:
+    def _is_null(self, parts: Sequence[str]) -> Any:
         nulls = [self.known(path).is_null() for path in parts]
         return functools.reduce(operator.and_, nulls) if nulls else self.x.lit(True)
 
@@ -105,77 +101,54 @@ class Counts:
             tests.append(self.column(path).cast(self.x.String).is_in(list(values)).fill_null(False))
         return functools.reduce(operator.or_, tests) if tests else None
 
-    def _sum(self, parts: tuple[str, ...]) -> Any:
-        """The whole number that columns add up to: a part that is missing counts 0, if not all are."""
-        x = self.x
-        if len(parts) == 1:
-            return self.whole(parts[0])
-        terms = [x.when(self.known(path).is_null()).then(x.lit(0)).otherwise(self.whole(path)) for path in parts]
-        return x.when(~self._is_null(parts)).then(functools.reduce(operator.add, terms))
+    def input(self, one: Usage) -> Any:
+        """The whole prompt."""
+        return self.sum(one.input, one.split)
 
-    def _output(self, one: Usage) -> Any:
-        output = self._sum(one.output)
-        if not one.beside:
+    def output(self, one: Usage) -> Any:
+        """What is generated; with what a total has beyond input and output, unless it is what was cached."""
+        output = self.sum(one.output)
+        if one.total is None or not one.is_output:
             return output
-        total, part = map(self.whole, one.beside)
-        is_beside = (total == self._sum(one.input) + output + part).fill_null(False)
-        return self.x.when(is_beside).then(output + part).otherwise(output)
+        beside = self.whole(one.total) - self.input(one) - output
+        is_output = beside > 0
+        if one.cached:
+            is_output &= beside != self.cached(one).fill_null(0)
+        return self.x.when(is_output.fill_null(False)).then(output + beside).otherwise(output)
+
+    def sum(self, parts: Iterable[str], split: Sequence[str] = ()) -> Any:
+        """The whole number that columns add up to: a part that is missing counts 0, if not all are."""
+        x, terms, nulls = self.x, [], []
+        for path in parts:
+            term, is_null = self.whole(path), self._is_null([path])
+            if path in split[:1]:
+                is_null &= self._is_null(split[1:])
+                term = x.max_horizontal(term, self.sum(split[1:]))
+            terms.append(term)
+            nulls.append(is_null)
+        if len(terms) == 1:
+            return terms[0]
+        terms = [x.when(is_null).then(x.lit(0)).otherwise(term) for term, is_null in zip(terms, nulls, strict=True)]
+        return x.when(~functools.reduce(operator.and_, nulls)).then(functools.reduce(operator.add, terms))
 
     def _cached(self, given: Any) -> dict[str, Any]:
         """Cached tokens, and the input less them."""
         x = self.x
         if not self.layout.cached:
             return {"uncached_tokens": given}
-        cached = self._of_cached(self._sum, x.lit(None).cast(x.Int64))
+        cached = self._of_usage(self.cached)
         is_null = self._of_usage(lambda one: self._is_null(tuple(path for parts in one.cached for path in parts)))
         unread = ~is_null & (cached.is_null() | (cached < 0))
         uncached = x.when(~unread).then(given - cached.fill_null(0))
         return {"cached_tokens": cached, "uncached_tokens": uncached}
 
-    def _of_cached(self, make: Callable[[tuple[str, ...]], Any], null: Any) -> Any:
-        """An expression of the first sum of cached tokens that a row has."""
+    def cached(self, one: Usage) -> Any:
+        """The first sum of cached tokens that a row has."""
+        return self._first(one, self.sum, self.x.lit(None).cast(self.x.Int64))
 
-        def first(one: Usage) -> Any:
-            made = [make(parts) for parts in one.cached] or [null]
-            return made[0] if len(made) == 1 else self.x.coalesce(*made)
-
-        return self._of_usage(first)
-
-
-def chunk_column(layout: Layout, fields: Collection[str], rows: Rows, within: str) -> str | None:
-    """The column of ids, where the first rows of one id are chunks of an answer: counts that grow, of one prompt.
-
-    Claude Code writes a line for each part of an answer, all with the counts of the whole.
-    """
-    place = f"{within}." if within else ""
-    kind = next((path for path in outer(place, "object") if path in fields), "")
-    is_chunks = any(str(row.get(kind)).endswith(".chunk") for row in rows)
-    for own in (path for name in names_of("ids") for path in outer(place, name) if path in fields):
-        counts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        for row in rows:
-            for usage in layout.usages if isinstance(row.get(own), str) else ():
-                if row.get(usage.input[0]) is not None:
-                    count = (*(row.get(part) for part in usage.input), number_of(row.get(usage.output[0])))
-                    counts[row[own]].append(count)
-        pairs = [pair for seen in counts.values() for pair in itertools.pairwise(seen)]
-        grow = all(a[:-1] == b[:-1] and a[-1] <= b[-1] for a, b in pairs)
-        texts = [text for row in rows if isinstance(text := row.get(own), str)]
-        repeats = len(set(texts)) < len(texts)
-        if (is_chunks and repeats and grow) or (
-            grow and any(a[-1] < b[-1] or layout.name == "anthropic" for a, b in pairs)
-        ):
-            return own
-    return None
-
-
-def are_running_counts(layout: Layout, rows: Rows) -> bool:
-    """Whether the counts of most chunks among the first rows are those of the row before, but for more output."""
-    chunks = [row for row in rows if any(isinstance(value, str) and value.endswith(".chunk") for value in row.values())]
-    usage = layout.usages[0]
-    counts = [tuple(number_of(row.get(axis[0])) for axis in (usage.input, usage.output)) for row in chunks]
-    pairs = list(itertools.pairwise(counts))
-    grow = sum(0 < a[0] == b[0] and a[1] < b[1] for a, b in pairs)
-    return grow > len(pairs) / 2
+    def _first(self, one: Usage, make: Callable[[Sequence[str]], Any], null: Any) -> Any:
+        made = [make(parts) for parts in one.cached] or [null]
+        return made[0] if len(made) == 1 else self.x.coalesce(*made)
 
 
 def number_of(value: Any) -> float:
@@ -214,7 +187,7 @@ def spread_sums(rows: Any, layout: Layout) -> Any:
     parts = parts.with_columns(pl.when(~pl.col("is_unknown")).then(tokens) for tokens in whole)
     uncached = pl.col("input_tokens") - (pl.col("cached_tokens").fill_null(0) if "cached_tokens" in names else 0)
     parts = parts.with_columns(uncached_tokens=uncached)
-    if layout.end:
+    if layout.sums is not None and layout.sums.end:
         step = (pl.col("end_s") - pl.col("arrival_s")) / share[1]
         parts = parts.with_columns(arrival_s=pl.col("arrival_s") + step * (share[0] + 0.5)).drop("end_s")
     return parts.drop("part", "count", "is_unknown")

@@ -10,6 +10,7 @@ from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
 from infergy.workload.clock import MOST_PER_S
 from infergy.workload.counts import is_no_count
+from infergy.workload.formats import AND, Layout
 from infergy.workload.table import ARRIVAL_S, LATEST_ARRIVAL_S, Table
 
 if TYPE_CHECKING:
@@ -38,22 +39,12 @@ def without_unreadable(table: Table, share: float) -> Table:
         of_spelled = spelled.counted()
         if of_spelled["untimed"] < counts["untimed"]:
             table, counts = spelled, of_spelled
-    rows, untimed = counts["rows"] + table.fault_count, counts["untimed"]
+    rows, untimed = counts["rows"], counts["untimed"]
     unreadable = rows - counts["good"]
     if unreadable <= share * rows:
         only_timed = 0 < untimed < counts["served"] and unreadable + untimed <= share * rows
         return replace(table, unreadable=unreadable + untimed * only_timed, only_timed=only_timed)
-    leave_out = advice_to_leave_out(unreadable, rows)
-    if table.fault_count <= share * rows:
-        raise explain(table, leave_out)
-    shown = ", ".join(map(str, table.faults)) + (", …" if table.fault_count > len(table.faults) else "")
-    raise DataError(
-        f"{table.source.name}: {table.fault_count:,} of {count_of(rows, 'row')} cannot be read ({shown}). Repair or "
-        f"remove these lines{leave_out}",
-        code="file-not-readable",
-        path=table.source.name,
-        reason=shown,
-    )
+    raise explain(table, advice_to_leave_out(unreadable, rows))
 
 
 def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -> None:
@@ -74,27 +65,30 @@ def check_arrivals(table: Table, first_s: float, last_s: float, requests: int) -
         if span_s > 0 and MOST_PER_S * span_s <= requests - 1:
             wrong = f"are {(requests - 1) / span_s:,.0f} requests per second"
     if wrong:
-        raise DataError(
-            f"{table.source.name}: arrivals in {in_words(table.layout.time)} {wrong}{f' ({rows})' if rows else ''}. "
-            "Correct these rows, name the unit of the column: --time-unit ms (s, us, ns), or another column: "
-            "--time-column NAME",
-            code="bad-trace",
-            trace=table.source.name,
-            column=table.layout.time[0],
-        )
+        column, shown = in_words(table.layout.time), f" ({rows})" if rows else ""
+        fix = "name the unit of the column: --time-unit ms (s, us, ns), or another column: --time-column NAME"
+        message = f"{table.source.name}: arrivals in {column} {wrong}{shown}. Correct these rows, {fix}"
+        raise DataError(message, code="bad-trace", trace=table.source.name, column=table.layout.time[0])
 
 
 def arrivals_missing(table: Table, untimed: int, requests: int, rows: str = "") -> DataError:
     """The error for a log in which some requests have an arrival and others have none."""
-    return DataError(
-        f"{table.source.name}: arrivals missing in part: {untimed:,} of {count_of(requests, 'request')} have none in "
-        f"{in_words(table.layout.time)}{rows}; expected numbers or text like 2024-05-10 00:00:00.009930+00:00. Correct "
-        "these rows, name another column: --time-column NAME, serve all at once: --all-at-once"
-        f"{advice_to_leave_out(untimed, requests)}",
-        code="no-arrivals",
-        trace=table.source.name,
-        untimed=untimed,
-    )
+    why = f"arrivals missing in part{rows}: {why_untimed(table, untimed, requests)}"
+    fix = f"Correct these rows, serve all at once: --all-at-once{advice_to_leave_out(untimed, requests)}"
+    message = f"{table.source.name}: {why}. {fix}"
+    return DataError(message, code="no-arrivals", trace=table.source.name, untimed=untimed)
+
+
+def why_untimed(table: Table, untimed: int, requests: int) -> str | None:
+    """Why so many requests have no arrival; None if all have one."""
+    if table.arrival is None:
+        drawn = "its lengths are drawn, without arrivals"
+        return drawn if table.source.lengths_from else "no column of arrivals; name one with --time-column NAME"
+    if not untimed:
+        return None
+    expected = "text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "datetimes"
+    what = f"{untimed:,} of {count_of(requests, 'request')} have no arrival in {in_words(table.layout.time)}"
+    return f"{what}; expected numbers or {expected}, or another column: --time-column NAME"
 
 
 def advice_to_leave_out(part: int, rows: int) -> str:
@@ -112,37 +106,36 @@ def explain(table: Table, leave_out: str) -> DataError:
     """
     x, layout = table.x, table.layout
     rows = table.declared(lenient=True, raw=True)
-    wrong = {
-        axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False)
-        for axis in ("input", "output", "uncached")
-    }
+    axes = ("input", "output", "uncached")
+    wrong = {axis: ~x.col(f"{axis}_tokens").is_between(0, LONGEST_TOKENS).fill_null(False) for axis in axes}
     # A bad input also makes the uncached part unreadable: it is reported as what it is.
     conditions = {"input": wrong["input"], "output": wrong["output"]}
     if layout.cached:
         conditions["cached"] = ~wrong["input"] & wrong["uncached"]
-    if layout.count is not None:
+    if layout.sums is not None:
         conditions["requests"] = is_no_count()
     counts = [condition.cast(x.Int64).sum().alias(axis) for axis, condition in conditions.items()]
     ((counted, *_),) = table.collect(rows.select(*counts, x.len().alias("rows")))
     bad = {axis: int(counted[axis]) for axis in conditions if counted[axis]}
+    of_rows = count_of(int(counted["rows"]), "row")
     parts = []
     for axis, count in bad.items():
         first = _first_rows(table, rows, conditions[axis])
-        shown = ", ".join(_shown(axis, row) for row in first) + (", …" if count > len(first) else "")
+        shown = ", ".join(_shown(axis, row) for row in first) + ", …" * (count > len(first))
         expected = EXPECTED.get(axis, f"a whole number of tokens from 0 to {LONGEST_TOKENS:,}")
-        of_rows = f"{count:,} of {count_of(int(counted['rows']), 'row')}"
         what = "requests" if axis == "requests" else f"{axis} tokens"
-        parts.append(f"{of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
+        parts.append(f"{count:,} of {of_rows}: {what} in column {table.label(axis)} are not {expected} ({shown})")
     flags = " ".join(f"--{axis}-column NAME" for axis in bad)
-    if "cached" in bad:
-        flags += ", or count them beside the input: --input-column INPUT+CACHED"
-    return DataError(
-        f"{table.source.name}: {'; '.join(parts)}. Correct or remove these rows, or name another column: {flags}"
-        f"{leave_out}",
-        code="bad-trace",
-        trace=table.source.name,
-        rows=bad,
-    )
+    flags += _advice_to_add(layout) if "cached" in bad else ""
+    fix = f"Correct or remove these rows, or name another column: {flags}{leave_out}"
+    message = f"{table.source.name}: {'; '.join(parts)}. {fix}"
+    return DataError(message, code="bad-trace", trace=table.source.name, rows=bad)
+
+
+def _advice_to_add(layout: Layout) -> str:
+    """How to count cached tokens beside the input."""
+    (usage, *_) = (usage for usage in layout.usages if usage.cached)
+    return f", or count them beside the input: --input-column '{AND.join((*usage.input, *usage.cached[0]))}'"
 
 
 def _first_rows(table: Table, rows: Any, condition: Any) -> list[dict[str, Any]]:
@@ -164,10 +157,8 @@ def _shown(axis: str, row: dict[str, Any]) -> str:
 
 
 def _value(raw: Any) -> str:
-    if isinstance(raw, str):
-        return repr(raw)
     # pandas has a NaN and an NA of its own for a missing value.
-    return "missing" if raw is None or str(raw) in ("nan", "<NA>") else str(raw)
+    return repr(raw) if isinstance(raw, str) else "missing" if str(raw) in ("None", "nan", "<NA>") else str(raw)
 
 
 def in_words(paths: tuple[str, ...]) -> str:

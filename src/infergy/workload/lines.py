@@ -6,30 +6,24 @@ numbers that JSON does not have (NaN) or that do not fit 128 bits, in whichever 
 
 from __future__ import annotations
 
-import codecs
 import csv
 import errno
-import functools
 import gzip
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from infergy.errors import DataError
 from infergy.files import MOST_EXPANDED, SMALL_BYTES
-
-if TYPE_CHECKING:
-    import polars as pl
 
 Names = tuple[str, ...]
 GZIP = b"\x1f\x8b"
 EVENTS = (b"data:", b"event:", b"id:", b"retry:", b": ")
 """How lines of server-sent events start, as a streamed answer is saved; those of data hold records."""
 _DEEPEST = 20
-_SHOWN = 3
 _BLOCK_BYTES = 1 << 22
 
 
@@ -76,10 +70,9 @@ def reject_bomb(path: Path) -> None:
                 return
 
 
-def read_records(lines: Iterable[bytes], first: int = 1) -> Iterator[dict[str, Any] | Fault]:
-    """The records of lines that are not blank, numbered from `first`; numbers as text, NaN and infinity as None."""
-    for number, text in enumerate(lines, start=first):
-        line = text
+def read_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | Fault]:
+    """The records of lines that are not blank; numbers as text, NaN and infinity as None."""
+    for number, line in enumerate(lines, start=1):
         if line.startswith(EVENTS):
             line = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if not line.strip() or line == b"[DONE]":
@@ -103,15 +96,6 @@ def values_in(record: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Na
             yield (*outer, key), value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """Rows of a file as columns of text, its faulty lines left out: how many there are, and the first of them."""
-
-    frame: pl.DataFrame
-    faults: int
-    first: tuple[Fault, ...]
-
-
 def record_schema(fields: Mapping[str, Names], lists: Collection[str]) -> dict[str, Any]:
     """The types of nested records, of only some fields: text, so that numbers keep their digits, or lists."""
     import polars as pl
@@ -132,105 +116,36 @@ def record_schema(fields: Mapping[str, Names], lists: Collection[str]) -> dict[s
     return build(tree)
 
 
-def parse_records(path: Path, fields: Mapping[str, Names], lists: Collection[str]) -> Parsed:
-    """Fields of a JSONL file, by path; those in `lists` are lists of whole numbers.
-
-    polars reads it in blocks, and only those that it rejects are read line by line.
-    """
-    import polars as pl
-
-    schema = record_schema(fields, lists)
-    columns = [
-        functools.reduce(lambda column, name: column.struct.field(name), inner, pl.col(head)).alias(field)
-        for field, (head, *inner) in fields.items()
-    ]
-    parts, number = [], 1
-    with open_lines(path) as lines:
-        while block := lines.read(_BLOCK_BYTES) + lines.readline():
-            block = block.removeprefix(codecs.BOM_UTF8) if number == 1 else block
-            try:
-                frame = pl.read_ndjson(block, schema=schema, ignore_errors=True).select(columns)
-                parts.append(Parsed(frame=frame, faults=0, first=()))
-            except pl.exceptions.PolarsError:
-                records = read_records(block.splitlines(), number)
-                rows = (one if isinstance(one, Fault) else [_field(one, n) for n in fields.values()] for one in records)
-                parts.append(_parsed(fields, rows, lists))
-            number += block.count(b"\n")
-    frame = pl.concat([part.frame for part in parts])
-    first = tuple(fault for part in parts for fault in part.first)
-    return Parsed(frame=frame, faults=sum(part.faults for part in parts), first=first[:_SHOWN])
-
-
-def parse_csv(path: Path, header: Names, fields: Collection[str], separator: str) -> Parsed:
-    """Fields of a CSV file, whose rows have no more fields than its header.
+def read_rows(path: Path, header: Names, separator: str) -> Iterator[dict[str, Any] | Fault]:
+    """The rows of a CSV file, which have no more fields than its header.
 
     Raises:
         DataError: A quote that is not closed, which takes the lines after it along.
     """
-    places = [header.index(field) for field in fields]
+    quotes = 0
 
-    def rows() -> Iterator[list[Any] | Fault]:
-        quotes = 0
+    def counted(lines: Iterable[str]) -> Iterator[str]:
+        nonlocal quotes
+        for line in lines:
+            quotes += line.count('"')
+            yield line
 
-        def counted(lines: Iterable[str]) -> Iterator[str]:
-            nonlocal quotes
-            for line in lines:
-                quotes += line.count('"')
-                yield line
-
-        with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as lines:
-            reader = csv.reader(counted(lines), delimiter=separator)
-            next(row for row in reader if tuple(row) == header)
-            try:
-                for row in filter(any, reader):
-                    if len(row) != len(header) and any("\n" in field for field in row):
-                        raise _unclosed(path, reader.line_num)
-                    if any(row[len(header) :]):
-                        reason = f"of {len(row):,} fields, more than the {len(header):,} of the header"
-                        yield Fault(number=reader.line_num, reason=reason)
-                    else:
-                        yield [row[place] or None if place < len(row) else None for place in places]
-            except csv.Error as error:
-                raise _unclosed(path, reader.line_num) from error
-            if quotes % 2:
-                raise _unclosed(path, reader.line_num)
-
-    return _parsed(fields, rows(), ())
-
-
-def _parsed(fields: Iterable[str], rows: Iterable[list[Any] | Fault], lists: Collection[str]) -> Parsed:
-    import polars as pl
-
-    columns: dict[str, list[Any]] = {field: [] for field in fields}
-    faults, first = 0, []
-    for row in rows:
-        if isinstance(row, Fault):
-            faults += 1
-            first += [row] if faults <= _SHOWN else []
-        else:
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    types = {field: pl.List(pl.String) if field in lists else pl.String for field in columns}
-    texts = {field: list(map(_texts if field in lists else _text, column)) for field, column in columns.items()}
-    frame = pl.DataFrame(texts, schema=types)
-    frame = frame.with_columns(pl.col(field).cast(pl.List(pl.Int64), strict=False) for field in lists)
-    return Parsed(frame=frame, faults=faults, first=tuple(first))
-
-
-def _field(record: Any, names: Names) -> Any:
-    for name in names:
-        record = record.get(name) if isinstance(record, dict) else None
-    return record
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else None
-
-
-def _texts(value: Any) -> list[str | None] | None:
-    return list(map(_text, value)) if isinstance(value, list) else None
+    with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(counted(lines), delimiter=separator)
+        next(row for row in reader if tuple(row) == header)
+        try:
+            for row in filter(any, reader):
+                if len(row) != len(header) and any("\n" in field for field in row):
+                    raise _unclosed(path, reader.line_num)
+                if any(row[len(header) :]):
+                    reason = f"of {len(row):,} fields, more than the {len(header):,} of the header"
+                    yield Fault(number=reader.line_num, reason=reason)
+                else:
+                    yield {name: value or None for name, value in zip(header, row, strict=False)}
+        except csv.Error as error:
+            raise _unclosed(path, reader.line_num) from error
+        if quotes % 2:
+            raise _unclosed(path, reader.line_num)
 
 
 def _unclosed(path: Path, number: int) -> DataError:

@@ -1,8 +1,8 @@
-"""Rows that stand inside JSON records: in lists of records, in parallel lists, with lists of attributes.
+"""Rows that stand inside records, of JSON or Parquet: in lists of records, in parallel lists, with lists of attributes.
 
 Rows of nested lists, such as the spans of ``resourceSpans``, have the fields of the records around them; those of
 parallel lists, such as ``input_lens`` and ``output_lens``, one value of each. A list of attributes,
-``[{"key": "a", "value": {"intValue": "7"}}]``, is a record ``{"a": "7"}``.
+``[{"key": "a", "value": {"intValue": "7"}}]``, is a record ``{"a": "7"}``, as is a map of Parquet.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ _BATCH = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nested:
-    """Records of a JSON file, and where rows stand in them.
+    """Records of a JSON file or a table, and where rows stand in them.
 
     Attributes:
+        path: The file; None for a frame.
         is_document: Whether the file is one JSON value, not one per line.
         nest: Names of lists from the record inwards; none where the record is the row.
+        table: A LazyFrame of polars, whose rows are the records.
     """
 
-    path: Path
-    is_document: bool
+    path: Path | None
+    is_document: bool = False
     nest: tuple[str, ...] = ()
+    table: pl.LazyFrame | None = None
 
     def records(self) -> Iterator[dict[str, Any] | Fault]:
         """The records, numbers as text, and lines that are none; those of a document that is a list are its own.
@@ -47,6 +50,12 @@ class Nested:
         Raises:
             DataError: The document is no JSON.
         """
+        if self.table is not None:
+            parts = (self.table.slice(start, _BATCH).collect() for start in itertools.count(0, _BATCH))
+            for part in itertools.takewhile(len, parts):
+                yield from part.iter_rows(named=True)
+            return
+        assert self.path is not None
         hint = "Expected one JSON object per line, or one document"
         with open_lines(self.path) as lines:
             try:
@@ -65,29 +74,34 @@ class Nested:
             if isinstance(record, Fault):
                 yield record
             else:
-                yield from _unpack(_plain(record), self.nest)
+                plain = _plain(record)
+                yield from _rows_of(_parallel(plain)) if self.nest == LISTS else _unpack(plain, self.nest)
 
     def frame(self, fields: tuple[str, ...]) -> pl.LazyFrame:
         """The rows as text, lazily; a line that is none has its fault in each field."""
         import polars as pl
         from polars.io.plugins import register_io_source
 
-        schema = dict.fromkeys(fields, pl.String)
-
         def read(
             columns: list[str] | None, predicate: pl.Expr | None, most: int | None, _: int | None
         ) -> Iterator[pl.DataFrame]:
-            names = list(fields) if columns is None else columns
-            rows = itertools.islice(self.rows(), most)
-            while batch := list(itertools.islice(rows, _BATCH)):
-                held = {
-                    name: [str(row) if isinstance(row, Fault) else _text(row.get(name)) for row in batch]
-                    for name in names
-                }
-                frame = pl.DataFrame(held, schema=dict.fromkeys(names, pl.String))
+            names = fields if columns is None else columns
+            for frame in frames_of(itertools.islice(self.rows(), most), dict(zip(names, names, strict=True))):
                 yield frame if predicate is None else frame.filter(predicate)
 
-        return register_io_source(read, schema=schema)
+        return register_io_source(read, schema=dict.fromkeys(fields, pl.String))
+
+
+def frames_of(rows: Iterator[dict[str, Any] | Fault], names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """Rows as columns of text, by the names in the rows; a line that is no row has its fault in each."""
+    import polars as pl
+
+    while batch := list(itertools.islice(rows, _BATCH)):
+        held = {
+            column: [str(row) if isinstance(row, Fault) else _text(row.get(name)) for row in batch]
+            for column, name in names.items()
+        }
+        yield pl.DataFrame(held, schema=dict.fromkeys(names, pl.String))
 
 
 def is_document(first: str) -> bool:
@@ -105,7 +119,7 @@ def nests_of(nested: Nested, most: int) -> list[tuple[str, ...]]:
     for record in itertools.islice(nested.records(), most):
         if isinstance(record, Fault):
             continue
-        if _has_attributes(record):
+        if nested.table is not None or _has_attributes(record):
             found[()] = None
         if len(_parallel(record)) > 1:
             found[LISTS] = None
@@ -140,23 +154,20 @@ def _parallel(record: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: value for key, value in lists.items() if len(value) == longest}
 
 
+def _rows_of(columns: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
 def _unpack(record: dict[str, Any], nest: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    if nest == LISTS:
-        columns = _parallel(record)
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, values, strict=True))
-        return
     own = {".".join(names): value for names, value in values_in(record)}
     if not nest:
         yield own
         return
     around = {name: value for name, value in own.items() if not isinstance(value, list)}
-    for inner in own.get(nest[0]) or ():
-        if isinstance(inner, dict):
-            # A request of an agent may hold those of agents below it, in the same way.
-            deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
-            for row in _unpack(inner, deeper):
-                yield {**around, **row}
+    for inner in (value for value in own.get(nest[0]) or () if isinstance(value, dict)):
+        # A request of an agent may hold those of agents below it, in the same way.
+        deeper = nest if len(nest) == 1 and isinstance(inner.get(nest[0]), list) else nest[1:]
+        yield from ({**around, **row} for row in _unpack(inner, deeper))
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -184,9 +195,8 @@ def _has_attributes(value: Any, depth: int = 0) -> bool:
 
 def _attribute(value: Any) -> Any:
     """The value of an attribute of OTLP, which stands under the name of its type."""
-    if isinstance(value, dict) and len(value) == 1:
-        kind, inner = next(iter(value.items()))
-        return inner if str(kind).lower().endswith("value") else value
+    if isinstance(value, dict) and value and all(str(kind).lower().endswith("value") for kind in value):
+        return next((inner for inner in value.values() if inner is not None), None)
     return value
 
 
@@ -195,4 +205,4 @@ def _text(value: Any) -> str | None:
         return value
     if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
         return f"[{', '.join(value)}]"
-    return json.dumps(value)
+    return json.dumps(value) if isinstance(value, bool | int | float | dict | list) else str(value)

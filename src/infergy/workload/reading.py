@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import DataError
 from infergy.units import count_of
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.faults import ROW, arrivals_missing, check_arrivals, in_words, row_numbers
+from infergy.workload.faults import ROW, arrivals_missing, check_arrivals, row_numbers, why_untimed
 from infergy.workload.requests import AT_ONCE, PrefixBlocks, Requests, SetAside
 from infergy.workload.table import ARRIVAL, ARRIVAL_S, Table
 
@@ -33,15 +33,13 @@ def read_requests(table: Table, *, lenient: bool, at_once: bool = False) -> tupl
     import polars as pl
 
     rows = collect(table, table.rows(lenient=lenient)).with_row_index(ROW, offset=1)
+    served = pl.col("output_tokens") > 0
     bad, failed = rows.select(is_bad().sum(), (pl.col("output_tokens") == 0).sum().alias("failed")).row(0)
-    if table.arrival is not None and not (lenient or at_once):
-        bad = (
-            bad
-            or rows.select((pl.col("output_tokens") > 0) & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
-        )
+    if not bad and table.arrival is not None and not (lenient or at_once):
+        bad = rows.select(served & ~pl.col(ARRIVAL_S).is_finite().fill_null(False)).sum().item()
     if bad or failed == len(rows):
         return None, failed, bad
-    if not rows.select(((pl.col("output_tokens") > 0) & (pl.col("input_tokens") > 0)).any()).item():
+    if not rows.select((served & (pl.col("input_tokens") > 0)).any()).item():
         message = (
             f"{table.source.name}: none of {count_of(len(rows) - failed, 'request')} with output has input tokens in "
             f"column {table.label('input')}. Name another column: --input-column NAME"
@@ -110,26 +108,22 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
     with_output = rows.filter(pl.col("output_tokens") > 0)
     served = with_output.filter(pl.col("input_tokens") > 0)
     reason = AT_ONCE if at_once else _order_reason(table, served)
-    out_of_order = 0
-    arrival_s = None
+    out_of_order, times = 0, None
     if reason is None:
         out_of_order = int((served[ARRIVAL_S].diff() < 0).sum())
-        served = served.sort(ARRIVAL_S, maintain_order=True) if out_of_order else served
+        served = served.sort(ARRIVAL_S, maintain_order=True)
         times = served[ARRIVAL_S].to_numpy()
-        origin_s = float(times[0]) if origin_s is None and len(times) else origin_s
-        arrival_s = times - origin_s if len(times) else times
-    cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
+        origin_s = float(times[0]) if origin_s is None and len(times) else origin_s or 0.0
     after, gap_s, lost = _sessions(table, served)
     lacking = {name: int(served.select(lacks.sum()).item()) for name, lacks in unlinked(table).items()}
-    if lost:
-        lacking["without_session"] += lost
+    lacking["without_session"] = lacking.get("without_session", 0) + lost
     return Requests(
         source=table.source.name,
         input_tokens=served["input_tokens"].to_numpy(),
         output_tokens=served["output_tokens"].to_numpy(),
-        arrival_s=arrival_s,
+        arrival_s=times if times is None else times - origin_s,
         order_reason=reason,
-        cached_tokens=None if cached is None or cached.count() == 0 else cached.fill_null(0).to_numpy(),
+        cached_tokens=_cached(served),
         prefix_blocks=_prefix_blocks(table, served),
         after=after,
         gap_s=gap_s,
@@ -137,13 +131,19 @@ def build(table: Table, rows: pl.DataFrame, *, at_once: bool = False, origin_s: 
             failed=len(rows) - len(with_output),
             without_input=len(with_output) - len(served),
             unreadable=table.unreadable,
-            chunks=int(rows["chunks"].sum()) if "chunks" in rows.columns else 0,
+            chunks=int(rows["chunks"].sum()) if table.layout.chunk else 0,
             out_of_order=out_of_order,
             **lacking,
         ),
         lengths_from=table.source.lengths_from,
-        origin_unix_s=origin_s if reason is None and origin_s and origin_s >= EARLIEST_DATE_S else None,
+        origin_unix_s=origin_s if reason is None and (origin_s or 0.0) >= EARLIEST_DATE_S else None,
     )
+
+
+def _cached(served: pl.DataFrame) -> Any:
+    """Cached tokens, 0 where none are reported; None where no request reports them."""
+    cached = served["cached_tokens"] if "cached_tokens" in served.columns else None
+    return None if cached is None or cached.count() == 0 else cached.fill_null(0).to_numpy()
 
 
 def unlinked(table: Table) -> dict[str, pl.Expr]:
@@ -160,25 +160,15 @@ def unlinked(table: Table) -> dict[str, pl.Expr]:
 
 def _order_reason(table: Table, served: pl.DataFrame) -> str | None:
     """Why there are no arrivals; None if each request has one."""
-    import numpy as np
-    import polars as pl
-
-    if table.source.lengths_from is not None and table.arrival is None:
-        return "its lengths are drawn, without arrivals"
     if table.arrival is None:
-        return "no column of arrivals; name one with --time-column NAME"
-    times = served[ARRIVAL_S].drop_nulls().to_numpy()
-    times = times[np.isfinite(times)]
-    if table.arrival == ARRIVAL_S and len(times):
-        check_arrivals(table, float(times.min()), float(times.max()), len(times))
-    untimed = served.filter(pl.col(ARRIVAL_S).is_finite().fill_null(False).not_())
-    if not len(untimed):
-        return None
-    if len(untimed) == len(served):
-        return (
-            f"no request has an arrival in {in_words(table.layout.time)}; name another column with --time-column NAME"
-        )
-    raise arrivals_missing(table, len(untimed), len(served), f" ({row_numbers(untimed)})")
+        return why_untimed(table, 0, 0)
+    is_known = served[ARRIVAL_S].is_finite().fill_null(False)
+    times, untimed = served[ARRIVAL_S].filter(is_known), served.filter(~is_known)
+    if len(times):
+        check_arrivals(table, float(times.min()), float(times.max()), len(times))  # type: ignore[arg-type]
+    if 0 < len(untimed) < len(served):
+        raise arrivals_missing(table, len(untimed), len(served), f" ({row_numbers(untimed)})")
+    return why_untimed(table, len(untimed), len(served))
 
 
 def _sessions(table: Table, served: pl.DataFrame) -> tuple[Any, Any, int]:
@@ -239,7 +229,7 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
             f"whole numbers of 64 bits ({row_numbers(wrong)}). Correct them, or remove the column"
         )
         raise DataError(message, code="bad-trace", trace=table.source.name, column=column.path)
-    blocks = -(-pl.col("input_tokens") // column.block_tokens)
+    blocks = -(-pl.col("input_tokens") // column.tokens)
     hashes = served.select(ids.fill_null([]).list.head(blocks))["block_ids"]
     counts = hashes.list.len().to_numpy().astype(np.int64)
     if not counts.any():
@@ -251,4 +241,4 @@ def _prefix_blocks(table: Table, served: pl.DataFrame) -> PrefixBlocks | None:
         )
         flat = own.select(pl.struct("scope", "id").rank("dense").cast(pl.Int64)).to_series()
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.block_tokens)
+    return PrefixBlocks(ids=flat.to_numpy(), offsets=offsets, block_tokens=column.tokens)

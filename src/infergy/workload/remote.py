@@ -6,7 +6,6 @@ Spark needs the extra ``spark``; its tables are queried through narwhals (`infer
 
 from __future__ import annotations
 
-import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,13 +19,8 @@ HINTS = {
     "hf": "HF_TOKEN, where the dataset is private",
     "http": "none is needed, or it stands in the URL",
 }
-SCHEMES = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gs"),
-    **dict.fromkeys(("az", "azure", "abfs", "abfss", "adl"), "az"),
-    "hf": "hf",
-    **dict.fromkeys(("http", "https"), "http"),
-}
+_SCHEMES = {"s3": "s3 s3a", "gs": "gs gcs", "az": "az azure abfs abfss adl", "hf": "hf", "http": "http https"}
+SCHEMES = {scheme: store for store, schemes in _SCHEMES.items() for scheme in schemes.split()}
 CONNECT, STANDALONE = "sc://", "spark://"
 CONNECT_PORT, STANDALONE_PORT = 15002, 7077
 CONNECT_TIMEOUT_S = 5.0
@@ -69,11 +63,6 @@ def scan_url(url: str) -> Any:
         message = f"{url}: cannot be opened: {reason}. Credentials come from the environment: {HINTS[SCHEMES[scheme]]}"
         raise DataError(message, code="file-not-readable", path=url, reason=reason) from error
     return frame
-
-
-def is_url(name: str) -> bool:
-    """Whether a name begins with a scheme, as ``s3://``."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", name) is not None
 
 
 def spark_frame(where: str, table: str) -> Any:

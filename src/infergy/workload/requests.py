@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from infergy.errors import DataError, UsageError
 from infergy.units import count_of
-from infergy.workload.prefix_blocks import PrefixBlocks as PrefixBlocks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +32,40 @@ SAMPLING_ERROR = 0.01
 """Half-width of the 90 % interval of summed tokens, relative."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixBlocks:
+    """Hashes of the blocks that prompts consist of: equal hashes are equal blocks after equal prefixes.
+
+    Attributes:
+        ids: Hashes of all requests, one after the other.
+        offsets: Where the hashes of each request begin in `ids`, and at last their number; shape (requests + 1,).
+        block_tokens: Tokens of a block; the last block of a prompt may be shorter. Tokens of a prompt past its blocks
+            are shared with no other request.
+    """
+
+    ids: Integers
+    offsets: Integers
+    block_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def of(self, request: int) -> Integers:
+        """The hashes of one request."""
+        return self.ids[self.offsets[request] : self.offsets[request + 1]]
+
+    def take(self, index: Integers) -> PrefixBlocks:
+        """The hashes of the requests at `index`, in its order."""
+        import numpy as np
+
+        counts = self.offsets[index + 1] - self.offsets[index]
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        # The k-th hash of a request lies k places after its first.
+        shift = np.repeat(self.offsets[index] - offsets[:-1], counts)
+        ids = self.ids[np.arange(offsets[-1]) + shift]
+        return PrefixBlocks(ids=ids, offsets=offsets, block_tokens=self.block_tokens)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:
     """Rows of a log that are not among its requests, or not in its order.
@@ -42,8 +75,7 @@ class SetAside:
         unreadable: Rows whose tokens cannot be read, and lines that are no rows, left out.
         chunks: Rows that are further parts of an answer, of which the last counts.
         without_input: Rows with output and 0 input tokens, left out: engines reject an empty prompt.
-        out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival, ties in
-            the log's order.
+        out_of_order: Requests that arrived before the one above them in the log; all are sorted by arrival.
         without_session: Requests without the id of a session, in a log that has sessions, or no later than the request
             that they follow: each is one of its own.
         without_blocks: Requests without hashes of blocks, in a log that has them: their prompts share no prefix.
@@ -94,35 +126,29 @@ class Requests:
     origin_unix_s: float | None = None
 
     def __post_init__(self) -> None:
-        wrong = self._wrong_lengths() or (self._wrong_values() if len(self) else [])
+        names = ("output_tokens", "arrival_s", "cached_tokens", "after", "gap_s", "prefix_blocks")
+        lengths = {name: len(column) for name in names if (column := getattr(self, name)) is not None}
+        count = count_of(len(self), "request")
+        wrong = [f"{name} has {length:,} values for {count}" for name, length in lengths.items() if length != len(self)]
+        wrong = wrong or (self._wrong_values() if len(self) else [])
         if wrong:
             raise DataError(f"{self.source}: {'; '.join(wrong)}", code="bad-trace", trace=self.source, reasons=wrong)
-
-    def _wrong_lengths(self) -> list[str]:
-        columns = {
-            name: getattr(self, name)
-            for name in ("output_tokens", "arrival_s", "cached_tokens", "after", "gap_s", "prefix_blocks")
-        }
-        return [
-            f"{name} has {len(column):,} values for {count_of(len(self), 'request')}"
-            for name, column in columns.items()
-            if column is not None and len(column) != len(self)
-        ]
 
     def _wrong_values(self) -> list[str]:
         import numpy as np
 
         times, after, gap_s = self.arrival_s, self.after, self.gap_s
-        wrong = []
-        if self.input_tokens.min() < 1 or self.output_tokens.min() < 1:
-            wrong.append("a request needs at least 1 input token and 1 output token")
-        if times is not None and not (times[0] >= 0 and times[-1] < math.inf and (times[1:] >= times[:-1]).all()):
-            wrong.append("arrival_s must ascend from 0 s or later, and be finite")
-        if after is not None and not ((after >= -1) & (after < np.arange(len(self)))).all():
-            wrong.append("after must be -1 or less than the request's own index")
-        if gap_s is not None and (after is None or not ((gap_s >= 0) & (gap_s < math.inf)).all()):
-            wrong.append("gap_s must be at least 0 s and finite, with the column after")
-        return wrong
+        least = min(self.input_tokens.min(), self.output_tokens.min())
+        ascends = times is None or bool(times[0] >= 0 and times[-1] < math.inf and (times[1:] >= times[:-1]).all())
+        follows = after is None or bool(((after >= -1) & (after < np.arange(len(self)))).all())
+        waits = gap_s is None or (after is not None and bool(((gap_s >= 0) & (gap_s < math.inf)).all()))
+        laws = {
+            "a request needs at least 1 input token and 1 output token": least >= 1,
+            "arrival_s must ascend from 0 s or later, and be finite": ascends,
+            "after must be -1 or less than the request's own index": follows,
+            "gap_s must be at least 0 s and finite, with the column after": waits,
+        }
+        return [law for law, holds in laws.items() if not holds]
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -165,12 +191,10 @@ class Requests:
         if duration_s is not None and not 0 < duration_s < math.inf:
             raise UsageError.bad_value("--for", duration_s, "a positive time, as 75s")
         if self.arrival_s is None:
-            message = (
-                f"{self.source}: --from, --for and --speed need arrival times: {self.order_reason}. Choose by order "
-                "instead: --requests N"
-            )
+            what = f"--from, --for and --speed need arrival times: {self.order_reason}"
+            message = f"{self.source}: {what}. Choose by order instead: --requests N"
             raise UsageError(message, code="no-arrivals", trace=self.source, reason=self.order_reason)
-        end_s = math.inf if duration_s is None else start_s + duration_s * speed
+        end_s = start_s + (math.inf if duration_s is None else duration_s * speed)
         first, last = self.arrival_s.searchsorted([start_s, end_s])
         if first == last:
             until = "on" if math.isinf(end_s) else f"to {end_s:g} s"
@@ -183,7 +207,8 @@ class Requests:
         assert part.arrival_s is not None
         gap_s = None if part.gap_s is None else part.gap_s / speed
         arrival_s = (part.arrival_s - start_s) / speed
-        return replace(part, arrival_s=arrival_s, gap_s=gap_s, origin_unix_s=_later(part.origin_unix_s, start_s))
+        origin = None if part.origin_unix_s is None else part.origin_unix_s + start_s
+        return replace(part, arrival_s=arrival_s, gap_s=gap_s, origin_unix_s=origin)
 
     def speed_for(self, rate_per_s: float) -> float:
         """The factor that makes a rate of the mean rate of the arrivals; 1 where they are not known.
@@ -231,7 +256,7 @@ class Requests:
     def starting_at(self, start_s: float) -> Requests:
         """The same requests, their arrivals counted from `start_s`; earlier ones, by rounding, arrive at 0 s."""
         assert self.arrival_s is not None
-        origin = _later(self.origin_unix_s, start_s)
+        origin = None if self.origin_unix_s is None else self.origin_unix_s + start_s
         return replace(self, arrival_s=(self.arrival_s - start_s).clip(min=0.0), origin_unix_s=origin)
 
     def take(self, chosen: NDArray[np.bool_] | Integers) -> Requests:
@@ -270,10 +295,6 @@ class Requests:
         return self if (first, last) == (0, len(self)) else self.take(np.arange(first, last))
 
 
-def _later(unix_s: float | None, by_s: float) -> float | None:
-    return None if unix_s is None else unix_s + by_s
-
-
 def _at(column: NDArray[Number] | None, index: Integers) -> NDArray[Number] | None:
     return None if column is None else column[index]
 
@@ -305,7 +326,6 @@ class Sample:
         requests: Requests of the whole trace; `input_tokens` and `output_tokens` the same.
         duration_s: From the first arrival to the last; None if arrivals are unknown.
         relative_se: Standard error of any weighted sum of input and output tokens, relative to it, at most; 0 if whole.
-            Of a histogram, the difference that rounding its bins' shares leaves.
     """
 
     source: str
@@ -334,9 +354,8 @@ class Sample:
 
 def whole(requests: Requests) -> Sample:
     """All requests in one window."""
-    window = Window(requests=requests, start_s=0.0, duration_s=requests.duration_s, weight=1.0)
-    if requests.arrival_s is None:
-        window = Window(requests=requests, start_s=None, duration_s=None, weight=1.0)
+    start_s = None if requests.arrival_s is None else 0.0
+    window = Window(requests=requests, start_s=start_s, duration_s=requests.duration_s, weight=1.0)
     return Sample(
         source=requests.source,
         windows=(window,),
@@ -364,14 +383,13 @@ def join_requests(parts: Sequence[Requests]) -> Requests:
     """Requests of several parts of one trace, one part after the other, without arrivals and sessions."""
     import numpy as np
 
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("input_tokens", "output_tokens")
-    }
-    if any(part.cached_tokens is not None for part in parts):
-        held = (
-            np.zeros(len(part), dtype=np.int64) if part.cached_tokens is None else part.cached_tokens for part in parts
-        )
-        columns["cached_tokens"] = np.concatenate(list(held))
+    def joined(name: str) -> Any:
+        none = [np.zeros(len(part), dtype=np.int64) for part in parts]
+        held = [getattr(part, name) for part in parts]
+        return np.concatenate([zeros if own is None else own for own, zeros in zip(held, none, strict=True)])
+
+    names = ("input_tokens", "output_tokens", "cached_tokens")
+    columns = {name: joined(name) for name in names if any(getattr(part, name) is not None for part in parts)}
     blocks = [part.prefix_blocks for part in parts if part.prefix_blocks is not None]
     if blocks:
         counts = np.concatenate([np.diff(own.offsets) for own in blocks])

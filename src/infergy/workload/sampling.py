@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 from infergy.errors import UsageError
 from infergy.workload.bins import Histogram
 from infergy.workload.histograms import all_counts, requests_of_histogram
-from infergy.workload.requests import (
-    WHOLE_REQUESTS,
-    Requests,
-    Sample,
-    SetAside,
-    Window,
-    whole,
-)  # fmt: skip
+from infergy.workload.requests import WHOLE_REQUESTS, Requests, Sample, SetAside, Window, whole  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,18 +158,11 @@ def sample_histogram(histogram: Histogram, *, whole_requests: int = WHOLE_REQUES
         return sample
     weight = total / len(requests)
     inputs, outputs = sum(count.input_tokens for count in bins), sum(count.output_tokens for count in bins)
-    errors = [
-        abs(weight * drawn - true) / max(true, 1)
-        for drawn, true in ((sample.input_tokens, inputs), (sample.output_tokens, outputs))
-    ]
-    return replace(
-        sample,
-        windows=(replace(sample.windows[0], weight=weight),),
-        requests=total,
-        input_tokens=inputs,
-        output_tokens=outputs,
-        relative_se=max(errors),
-    )
+    pairs = (sample.input_tokens, inputs), (sample.output_tokens, outputs)
+    relative_se = max(abs(weight * drawn - true) / max(true, 1) for drawn, true in pairs)
+    windows = (replace(sample.windows[0], weight=weight),)
+    own = replace(sample, windows=windows, relative_se=relative_se)
+    return replace(own, requests=total, input_tokens=inputs, output_tokens=outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,14 +181,13 @@ class Slots:
 
     def windows(self, parts: Sequence[Requests], draw: Draw) -> tuple[Window, ...]:
         """The requests of the slots drawn as windows, their arrivals in seconds after the start of their slot."""
-        windows = []
-        for requests, slot, weight in zip(parts, draw.slots.tolist(), draw.weights.tolist(), strict=True):
-            start_s = slot * self.size if self.is_timed else None
-            if requests.arrival_s is not None and start_s is not None:
-                requests = requests.starting_at(start_s)
-            duration_s = self.size if self.is_timed else None
-            windows.append(Window(requests=requests, start_s=start_s, duration_s=duration_s, weight=weight))
-        return tuple(windows)
+        starts = [slot * self.size if self.is_timed else None for slot in draw.slots.tolist()]
+        duration_s, weights = self.size if self.is_timed else None, draw.weights.tolist()
+        moved = [part if at is None else part.starting_at(at) for part, at in zip(parts, starts, strict=True)]
+        return tuple(
+            Window(requests=part, start_s=start_s, duration_s=duration_s, weight=weight)
+            for part, start_s, weight in zip(moved, starts, weights, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -74,17 +74,21 @@ def _has_windows(file: Path) -> bool:
 def _windows(file: Path) -> list[tuple[tuple[float, float, str, float], dict[str, Any]]]:
     """Start, rate, pattern and shape of each window with requests, and its distributions."""
     try:
-        datasets = {float(start): held for start, held in json.loads(_dataset(file).read_text("utf-8")).items()}
+        datasets = {float(start): held for start, held in json.loads(_dataset(file).read_text("utf-8")).items() if held}
         with file.open(encoding="utf-8", newline="") as lines:
             rows = [(float(row[0]), float(row[1]), row[3], float(row[4] or 1)) for row in csv.reader(lines) if row]
         found = []
-        for row in rows:
-            begun = [start for start in datasets if start <= row[0] and datasets[start]]
-            if 0 < row[1] < MOST_REQUESTS and begun and 0 < row[3] < _LARGEST_SHAPE:
+        for row in filter(_is_drawn, rows):
+            begun = [start for start in datasets if start <= row[0]]
+            if begun:
                 found.append((row, {axis: _distribution(datasets[max(begun)][axis]) for axis in _AXES}))
     except (OSError, ValueError, OverflowError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise DataError.not_readable(file, error, "A file of ServeGen, and its -dataset.json beside it") from error
     return found
+
+
+def _is_drawn(row: tuple[float, float, str, float]) -> bool:
+    return 0 < row[1] < MOST_REQUESTS and 0 < row[3] < _LARGEST_SHAPE
 
 
 def _distribution(text: str) -> tuple[Any, Any]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infergy.errors import DataError
+from infergy.units import count_of
 from infergy.workload.lines import Fault, Names, read_records, values_in
 
 if TYPE_CHECKING:
@@ -15,6 +24,15 @@ if TYPE_CHECKING:
 
 CSV, JSONL, UNPACKED, PARQUET, POLARS, FRAME = "csv", "jsonl", "unpacked", "parquet", "polars", "frame"
 PEEKED_RECORDS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Of a CSV: what is between fields, how lines end, and how many, but for blank ones, stand before its header."""
+
+    separator: str = ","
+    line_end: str = "\n"
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,9 +49,8 @@ class Source:
         rows: The first rows of a text file, by field.
         texts: Fields of JSON that stands as text in a column: the column, and the JSON path.
         nested: How rows are found in JSON records.
-        separator: Between the fields of a CSV.
-        skipped: Lines of a CSV before its header, blank ones aside: ``sep=;`` is one.
-        line_end: Of a CSV.
+        spelled: The names along columns whose names in small letters, with ``_``, are fields too.
+        dialect: Of a CSV.
         about: The entry of a shipped trace in `traces.toml`.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
     """
@@ -43,12 +60,11 @@ class Source:
     names: tuple[Names, ...]
     path: Path | None = None
     frame: Any = None
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: tuple[dict[str, Any], ...] = ()
     texts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nested: Nested | None = None
-    separator: str = ","
-    skipped: int = 0
-    line_end: str = "\n"
+    spelled: Mapping[str, Names] = field(default_factory=dict)
+    dialect: Dialect = Dialect()
     about: Mapping[str, str] = field(default_factory=dict)
     lengths_from: str | None = None
 
@@ -60,7 +76,7 @@ class Source:
     @property
     def fields(self) -> Names:
         """Column names; those of nested records as dotted paths."""
-        return (*map(".".join, self.names), *self.texts)
+        return (*map(".".join, self.names), *self.texts, *self.spelled)
 
     def columns_of(self, paths: Iterable[str]) -> dict[str, Names]:
         """The columns that hold fields, and the names along them."""
@@ -90,11 +106,11 @@ class Source:
 
     def names_of(self, path: str) -> Names:
         """The names along a dotted path; those of a field not seen yet are nested as in the one most like it."""
-        exact = next((names for names in self.names if ".".join(names) == path), None)
+        exact = next((names for names in self.names if ".".join(names) == path), self.spelled.get(path))
         if exact is not None or self.kind == UNPACKED:
             return exact or (path,)
         split = path.split(".")
-        alike = [_shared(".".join(names).split("."), split) for names in self.names]
+        alike = [len([*takewhile(bool, map(eq, ".".join(names).split("."), split))]) for names in self.names]
         shared = max(alike, default=0)
         outer: Names = ()
         taken = 0
@@ -106,25 +122,46 @@ class Source:
             outer, taken = (*outer, name), taken + name.count(".") + 1
         return (*outer, *split[taken:])
 
+    def respelled(self, spell: Callable[[str], str]) -> Source:
+        """The same with the fields that its own are in another spelling, too."""
+        fields = set(self.fields)
+        plain = [(spell(".".join(names)), names) for names in self.names]
+        count = Counter(name for name, _ in plain)
+        spelled = {name: names for name, names in plain if name not in fields and count[name] == 1}
+        rows = (row | {name: row.get(".".join(names)) for name, names in spelled.items()} for row in self.rows)
+        return replace(self, spelled={**self.spelled, **spelled}, rows=tuple(rows)) if spelled else self
+
     def peeked(self, marks: Collection[str]) -> Source:
         """The same with its first rows, of a table that has columns of these names: these, and tokens."""
-        has_marks = any(names[-1] in marks for names in self.names)
-        is_table = self.kind in (PARQUET, POLARS, FRAME) and not self.is_spark
-        if self.rows or self.about or not is_table or not has_marks:
+        marked = [names[0] for names in self.names if names[-1] in marks]
+        is_peeked = self.rows or self.about or self.is_spark
+        if is_peeked or not marked or self.kind not in (PARQUET, POLARS, FRAME):
             return self
         import narwhals as nw
         import polars as pl
 
-        chosen = dict.fromkeys(n[0] for n in self.names if n[-1] in (*marks, "id") or "token" in n[-1].lower())
+        tokens = [names[0] for names in self.names if "token" in names[-1].lower()]
         try:
             frame = self.frame if self.path is None else pl.scan_parquet(self.path, glob=False)
-            held = frame.select(*chosen).head(PEEKED_RECORDS)
-            held = held if isinstance(held, nw.DataFrame) else held.collect()
+            held = (
+                nw.from_native(frame.select(*dict.fromkeys((*marked, *tokens))).head(PEEKED_RECORDS)).lazy().collect()
+            )
+            return replace(self, rows=tuple(map(flat_row, held.iter_rows(named=True))))
         except pl.exceptions.PolarsError:
             # What is wrong is reported when all is read.
             return self
-        rows = (dict(values_in(row)) for row in held.iter_rows(named=True))
-        return replace(self, rows=tuple({".".join(names): value for names, value in row.items()} for row in rows))
+
+    def check_twice(self, paths: Iterable[str]) -> None:
+        """Check that the header of a CSV has these columns once.
+
+        Raises:
+            DataError: It has one several times.
+        """
+        twice = next((path for path in paths if self.kind == CSV and self.fields.count(path) > 1), None)
+        if twice is not None:
+            what = f"{count_of(self.fields.count(twice), 'column')} are called {twice!r} in the header"
+            message = f"{self.name}: {what}. Keep one: rename or remove the others"
+            raise DataError(message, code="bad-column", trace=self.name, column=twice)
 
     @property
     def is_spark(self) -> bool:
@@ -133,26 +170,42 @@ class Source:
         return held is not None and bool(held.is_pyspark() or held.is_pyspark_connect())
 
 
+def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record by dotted path."""
+    return {".".join(names): value for names, value in values_in(record)}
+
+
+def plain_name(path: str) -> str:
+    """A name in small letters: ``input_tokens`` of ``# Input Tokens``."""
+    return re.sub(r"[^a-z0-9.]+", "_", path.lower()).strip("_")
+
+
+def unwrapped_name(path: str) -> str:
+    """The field that one of extended JSON, as of MongoDB, is in plain JSON: ``at`` of ``at.$date``."""
+    return re.sub(r"\.\$(date|oid|number(Int|Long|Double|Decimal))\b", "", path)
+
+
 def _is_json(text: Any) -> bool:
     return isinstance(text, str) and text.startswith("{") and text.rstrip().endswith("}")
+
+
+def plain_json(x: Any, column: Any) -> Any:
+    """JSON in a column of text, in which maps of ClickHouse have single quotes, for `polars`."""
+    return x.when(column.str.starts_with("{'")).then(column.str.replace_all("'", '"', literal=True)).otherwise(column)
 
 
 def _inside(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, str], Any]]]:
     """Fields of the JSON objects that stand as text in a row: where, and their values."""
     for column, text in row.items():
         if _is_json(text):
-            for record in read_records([text.encode()]):
+            plain = text.replace("'", '"') if text.startswith("{'") else text
+            for record in read_records([plain.encode()]):
                 for names, value in () if isinstance(record, Fault) else values_in(record):
                     yield f"{column}.{'.'.join(names)}", ((column, _json_path(names)), value)
 
 
 def _json_path(names: Iterable[str]) -> str:
     return "$" + "".join(f"[{json.dumps(name)}]" for name in names)
-
-
-def _shared(path: Sequence[str], other: Sequence[str]) -> int:
-    """How many names two paths begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
 
 
 def of_frame(name: str, kind: str, frame: Any, lengths_from: str | None = None) -> Source:
@@ -175,3 +228,38 @@ def flatten(schema: Mapping[str, Any], outer: Names = ()) -> Iterator[tuple[Name
 def first_line(error: Exception) -> str:
     """The first line of a library's error, without its advice to programmers."""
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def without_panics() -> Iterator[None]:
+    """The block, in which a panic of polars is an error of polars; the main thread drops what Rust writes of it."""
+    import polars as pl
+
+    try:
+        with _stderr_until_panic(pl.exceptions.PanicException):
+            yield
+    except pl.exceptions.PanicException as error:
+        raise pl.exceptions.ComputeError(str(error)) from error
+
+
+@contextmanager
+def _stderr_until_panic(panic: type[BaseException]) -> Iterator[None]:
+    # Descriptors are shared by threads: two that change one would leave it changed.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import tempfile
+
+    with tempfile.TemporaryFile() as aside:
+        kept = os.dup(2)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except panic:
+            aside.truncate(0)
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            aside.seek(0)
+            os.write(2, aside.read())

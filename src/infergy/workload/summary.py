@@ -11,9 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from infergy.errors import UsageError
-from infergy.units import count_of
 from infergy.workload.clock import TimeUnit
-from infergy.workload.faults import check_arrivals
+from infergy.workload.faults import check_arrivals, why_untimed
 from infergy.workload.table import ARRIVAL_S, Table
 
 TRACE_SCHEMA = "infergy.trace/1"
@@ -97,6 +96,7 @@ class TraceSummary:
         attribution: Citation and licence of a shipped trace.
         lengths_from: Where the lengths of a task come from, in words; None for a trace, whose lengths are its own.
         padding: What static batches pad; None if not asked for.
+        assumed: What neither names nor rows of the log say, in words, each with the option that says otherwise.
     """
 
     source: str
@@ -116,6 +116,7 @@ class TraceSummary:
     time_unit: TimeUnit | None = None
     lengths_from: str | None = None
     padding: Padding | None = None
+    assumed: tuple[str, ...] = ()
     schema: str = TRACE_SCHEMA
 
 
@@ -133,20 +134,15 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         rows.group_by("output_tokens").agg(x.len().alias("n")),
         rows.select(*_facts(table, served)),
     )
-    if bad := int(facts["rows"]) - int(facts["good"] or 0):
-        return None, 0, bad
-    untimed = sum(int(row["n"]) for row in by_output if row["output_tokens"]) - int(facts.get("timed", 0))
-    if table.arrival is not None and untimed and not lenient:
-        return None, 0, untimed
-    if table.arrival == ARRIVAL_S and facts["timed"]:
-        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
-    outputs = {int(row["output_tokens"]): int(row["n"]) for row in by_output}
+    outputs = {int(row["output_tokens"] or 0): int(row["n"]) for row in by_output}
     failed = outputs.pop(0, 0)
-    if not outputs:
-        return None, failed, 0
     requests = sum(outputs.values())
+    untimed = 0 if lenient else requests - int(facts.get("timed", requests))
+    bad = int(facts["rows"]) - int(facts["good"] or 0) or untimed
+    if bad or not outputs:
+        return None, failed * (not bad), bad
     inputs = LengthSummary.from_counts((int(row["input_tokens"]), int(row["n"])) for row in by_input)
-    cached_tokens = int(facts["cached"]) if facts.get("reported") else None
+    cached_tokens, cached_share = _cached(facts, inputs.total)
     duration_s, reason = _duration(table, requests, facts)
     summary = TraceSummary(
         source=table.source.name,
@@ -158,7 +154,7 @@ def summarise(table: Table, *, lenient: bool) -> tuple[TraceSummary | None, int,
         input=inputs,
         output=LengthSummary.from_counts(outputs.items()),
         cached_input_tokens=cached_tokens,
-        cached_share=cached_tokens / inputs.total if cached_tokens is not None and inputs.total else None,
+        cached_share=cached_share,
         duration_s=duration_s,
         arrival_rate_per_s=(requests - 1) / duration_s if duration_s else None,
         arrival_reason=reason,
@@ -172,33 +168,31 @@ def _facts(table: Table, served: Any) -> list[Any]:
     """Sums and ends over all rows; `served` is whether a row has output."""
     x = table.x
     facts = [table.good.fill_null(False).cast(x.Int64).sum().alias("good"), x.len().alias("rows")]
-    if table.layout.chunk is not None:
-        facts.append(x.col("chunks").sum().alias("chunks"))
+    facts += [x.col("chunks").sum().alias("chunks")] if table.layout.chunk else []
     if table.layout.cached:
         cached = x.when(served).then(x.col("cached_tokens"))
         facts += [cached.sum().alias("cached"), cached.count().alias("reported")]
     if table.arrival is not None:
-        in_seconds = table.arrival == ARRIVAL_S
         arrival = x.col(table.arrival)
-        arrival = x.when(served & arrival.is_finite() if in_seconds else served).then(arrival)
+        arrival = x.when(served & arrival.is_finite() if table.arrival == ARRIVAL_S else served).then(arrival)
         facts += [arrival.min().alias("first"), arrival.max().alias("last"), arrival.count().alias("timed")]
     return facts
 
 
+def _cached(facts: dict[str, Any], input_tokens: int) -> tuple[int | None, float | None]:
+    """Cached tokens and their share of the input; None where they are not reported."""
+    if not facts.get("reported"):
+        return None, None
+    return int(facts["cached"]), int(facts["cached"]) / input_tokens if input_tokens else None
+
+
 def _duration(table: Table, requests: int, facts: dict[str, Any]) -> tuple[float | None, str | None]:
-    """Seconds between the ends, and why there are none or why they give no rate."""
-    if table.source.lengths_from is not None and not table.layout.time:
-        return None, "its lengths are drawn, without arrivals"
-    if not table.layout.time:
-        return None, "no column of arrivals; name one with --time-column NAME"
-    untimed = requests - int(facts["timed"])
-    if untimed:
-        names = " or ".join(repr(path) for path in table.layout.time)
-        expected = (
-            "numbers or text like 2024-05-10 00:00:00.009930+00:00" if table.is_polars else "numbers or datetimes"
-        )
-        reason = f"{untimed:,} of {count_of(requests, 'request')} have no arrival in {names}"
-        return None, f"{reason}; expected {expected}, or another column: --time-column NAME"
+    """Seconds between the ends, and why there are none or why they give no rate; errors as of `check_arrivals`."""
+    if table.arrival == ARRIVAL_S and facts["timed"]:
+        check_arrivals(table, facts["first"], facts["last"], facts["timed"])
+    reason = why_untimed(table, requests - int(facts.get("timed", 0)), requests)
+    if reason is not None:
+        return None, reason
     span = facts["last"] - facts["first"]
     duration_s = float(span.total_seconds() if isinstance(span, timedelta) else span)
     return duration_s, None if duration_s else "all requests arrive at the same instant: there is no rate"

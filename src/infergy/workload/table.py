@@ -28,21 +28,33 @@ import itertools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
 from infergy.workload.bins import LONGEST_TOKENS
-from infergy.workload.clock import instants
+from infergy.workload.clock import instants, shift_s
 from infergy.workload.counts import Counts, join_chunks, numbers_of, spread_sums
-from infergy.workload.formats import Layout
-from infergy.workload.lines import Fault, Names, parse_csv, parse_records, record_schema
-from infergy.workload.panics import without_panics
+from infergy.workload.formats import AND, Layout
+from infergy.workload.lines import Names, read_rows, record_schema
 from infergy.workload.remote import spark_errors, spark_reason
-from infergy.workload.source import CSV, FRAME, JSONL, POLARS, UNPACKED, Source, first_line, flatten
+from infergy.workload.source import (
+    CSV,
+    FRAME,
+    JSONL,
+    POLARS,
+    UNPACKED,
+    Source,
+    first_line,
+    flatten,
+    plain_json,
+    without_panics,
+)
 
 ARRIVAL, ARRIVAL_S = "arrival", "arrival_s"
 INTEGER, DECIMAL, TEXT, TIME, OTHER = "integer", "fractional", "text", "time", "other"
+_GROUPED = r"^\d{1,3}([, '_\x{a0}\x{202f}]\d{3})+$"
+"""Whole numbers whose thousands are apart; not of fractions, as 1.234 and, between semicolons, 1,234 may be."""
+_GROUPS = {";": r"^\d{1,3}([ '_\x{a0}\x{202f}]\d{3})+$|^\d{1,3}(\.\d{3}){2,}$"}
 LATEST_ARRIVAL_S = 7_258_118_400
 """Seconds from 1970 to 2200: no log has a later arrival, whatever its clock counts from."""
 
@@ -57,8 +69,7 @@ class Table:
         frame: A polars LazyFrame, or a narwhals frame.
         x: polars or narwhals, to build expressions with.
         kinds: By path: ``integer``, ``fractional``, ``text``, ``time`` or ``other``.
-        faults: The first lines of the file that are no rows, which are not in `frame`.
-        unreadable: Rows that are left out, `fault_count` of them lines that are no rows.
+        unreadable: Rows that are left out, and lines that are no rows.
         spelled: Whether times in text have another spelling than ISO 8601.
         only_timed: Whether requests without an arrival are left out.
     """
@@ -68,8 +79,6 @@ class Table:
     frame: Any
     x: Any
     kinds: Mapping[str, str]
-    faults: tuple[Fault, ...] = ()
-    fault_count: int = 0
     unreadable: int = 0
     spelled: bool = False
     only_timed: bool = False
@@ -79,13 +88,13 @@ class Table:
         """The name of the column of arrivals; None if the log has none."""
         if not self.layout.time:
             return None
-        return ARRIVAL if not self.is_polars and self.kinds[self.layout.time[0]] == TIME else ARRIVAL_S
+        return ARRIVAL if not self.is_polars and self.kinds.get(self.layout.time[0]) == TIME else ARRIVAL_S
 
     @property
     def arrival_numbers(self) -> Any:
         """The arrivals as the log's own numbers; None if no column of arrivals holds numbers."""
         kinds = (INTEGER, DECIMAL, TEXT) if self.is_polars else (INTEGER, DECIMAL)
-        numbers = [self._number(path) for path in self.layout.time if self.kinds[path] in kinds]
+        numbers = [self._number(path) for path in self.layout.time if self.kinds.get(path) in kinds]
         return self.x.coalesce(*numbers) if numbers else None
 
     @property
@@ -110,20 +119,23 @@ class Table:
             lenient: Read text like ``12.0`` as the whole number it is, at half the speed of reading digits only.
             raw: Keep the original values too, as `raw_input`, `raw_output` and `raw_cached`.
         """
-        x, layout = self.x, self.layout
-        whole = functools.partial(self._whole, lenient=lenient)
-        counts = Counts(layout=layout, x=x, column=self._column, known=self._known, whole=whole)
+        x, layout, counts = self.x, self.layout, self.counts(lenient=lenient)
         columns = [*counts.tokens(), *(counts.originals() if raw else ())]
         columns += counts.of_several(raw=raw)
-        columns += [self._seconds_of(layout.end).alias("end_s")] if layout.end else []
+        columns += [self._seconds_of(layout.sums.end).alias("end_s")] if layout.sums and layout.sums.end else []
         frame = self.frame
         if lenient and self.source.kind == CSV:
             # A line of a CSV that is blank, or has only separators, is no row.
             frame = frame.filter(~x.all_horizontal(x.all().is_null()))
         rows = frame.select(*columns, *self._arrivals(), *self._links())
-        return (
-            rows if raw else join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.count else rows
-        )
+        if raw:
+            return rows
+        return join_chunks(rows) if layout.chunk else spread_sums(rows, layout) if layout.sums else rows
+
+    def counts(self, *, lenient: bool = True) -> Counts:
+        """The counts of its rows as expressions; `lenient` as of `declared`."""
+        whole = functools.partial(self._whole, lenient=lenient)
+        return Counts(layout=self.layout, x=self.x, column=self.column, known=self._known, whole=whole)
 
     @property
     def untimed(self) -> Any:
@@ -187,16 +199,16 @@ class Table:
             message = f"{self.source.name}: Spark cannot read it to its end: {spark_reason(error)}"
             raise DataError(message, code="spark-failed", trace=self.source.name) from error
 
-    def _column(self, path: str) -> Any:
+    def column(self, path: str) -> Any:
         """A column by name, or a field of a struct column by dotted path."""
         if text := self.source.text_of(path):
-            return self._column(text[0]).str.json_path_match(text[1])
+            return plain_json(self.x, self.column(text[0])).str.json_path_match(text[1])
         head, *rest = self.source.names_of(path)
         return functools.reduce(lambda column, name: column.struct.field(name), rest, self.x.col(head))
 
     def _known(self, path: str) -> Any:
         """A column of counts, null where it has the text that stands for an unknown count."""
-        column = self._column(path)
+        column = self.column(path)
         if self.layout.missing is None:
             return column
         is_number, missing = self.kinds[path] in (INTEGER, DECIMAL), self.layout.missing
@@ -216,6 +228,11 @@ class Table:
             return column.cast(x.Int64, strict=False)
         if kind == TEXT:
             column = column.str.strip_chars()
+            is_grouped = column.str.contains(_GROUPS.get(self.source.dialect.separator, _GROUPED))
+            column = x.when(is_grouped).then(column.str.replace_all(r"\D", "")).otherwise(column)
+            if self.source.dialect.separator == ";":
+                # 1.234 may be a fraction.
+                column = x.when(~column.str.contains(r"^\d{1,3}\.\d{3}$")).then(column)
         number = column.cast(x.Float64, strict=False)
         return x.when(number == number.floor()).then(number).cast(x.Int64, strict=False)
 
@@ -223,48 +240,50 @@ class Table:
         if self.arrival is None:
             return []
         if self.arrival == ARRIVAL:
-            return [self._column(self.layout.time[0]).alias(ARRIVAL)]
+            return [self.column(self.layout.time[0]).alias(ARRIVAL)]
         return [self.x.coalesce(*map(self._seconds_of, self.layout.time)).alias(ARRIVAL_S)]
 
     def _links(self) -> list[Any]:
         x, blocks, sessions = self.x, self.layout.blocks, self.layout.sessions
-        columns = []
+        columns = {}
         if blocks is not None:
-            ids = self._column(blocks.path)
+            ids = self.column(blocks.path)
             if self.kinds[blocks.path] == TEXT and self.source.kind != JSONL:
                 ids = numbers_of(x, ids)
-            columns.append(ids.cast(x.List(x.Int64), strict=False).alias("block_ids"))
+            columns["block_ids"] = ids.cast(x.List(x.Int64), strict=False)
             if blocks.within is not None:
-                columns.append(self._column(blocks.within).cast(x.String).alias("block_scope"))
+                columns["block_scope"] = self.column(blocks.within).cast(x.String)
         if sessions is not None:
-            for name, path in (("session", sessions.id), ("parent", sessions.parent)):
-                if path is not None:
-                    text = self._column(path).cast(x.String)
-                    columns.append(x.when(text != "").then(text).alias(name))
-            for name, path in (("gap_s", sessions.gap), ("elapsed_s", sessions.elapsed)):
-                if path is not None:
-                    columns.append(self._column(path).cast(x.Float64, strict=False).alias(name))
-        return columns
+            texts = {"session": sessions.id, "parent": sessions.parent}
+            texts = {name: self.column(path).cast(x.String) for name, path in texts.items() if path is not None}
+            columns |= {name: x.when(text != "").then(text) for name, text in texts.items()}
+            times = {"gap_s": sessions.gap, "elapsed_s": sessions.elapsed}
+            columns |= {name: self._number(path) for name, path in times.items() if path is not None}
+        return [column.alias(name) for name, column in columns.items()]
 
     def _number(self, path: str) -> Any:
         """Numbers as fractions; of text, null for all else."""
-        column = self._column(path)
+        column = self.column(path)
         if not self.is_polars:
             return column.cast(self.x.Float64)
-        if self.source.separator == ";" and self.kinds[path] == TEXT:
+        if self.source.dialect.separator == ";" and self.kinds[path] == TEXT:
             column = column.str.replace(",", ".", literal=True)
         return column.cast(self.x.Float64, strict=False)
 
     def _seconds_of(self, path: str) -> Any:
-        x, column, kind = self.x, self._column(path), self.kinds[path]
-        if kind in (INTEGER, DECIMAL):
-            return self._number(path) * (self.layout.time_unit_s or 1.0)
+        x = self.x
+        kind = self.kinds.get(path, TEXT)
+        if kind == OTHER or (kind == TEXT and not self.is_polars):
+            return x.lit(None).cast(x.Float64)
+        if path not in self.kinds:
+            # A date and its time, each in a column of its own.
+            texts = [self.column(part).cast(x.String) for part in path.split(AND)]
+            return x.coalesce(*instants(x, x.concat_str(texts, separator=" "), spelled=self.spelled))
+        column = self.column(path)
         if kind == TIME:
             return column.cast(x.Datetime("us")).dt.timestamp("us").cast(x.Float64) / 1e6
-        if kind == TEXT and self.is_polars:
-            number = self._number(path) * (self.layout.time_unit_s or 1.0)
-            return x.coalesce(number, *instants(x, column, spelled=self.spelled))
-        return x.lit(None).cast(x.Float64)
+        number = self._number(path) * (self.layout.time_unit_s or 1.0) - shift_s(self.layout.time_unit_s)
+        return x.coalesce(number, *instants(x, column, spelled=self.spelled)) if kind == TEXT else number
 
 
 def build_table(source: Source, layout: Layout) -> Table:
@@ -275,9 +294,9 @@ def build_table(source: Source, layout: Layout) -> Table:
         UsageError: Rows of another library that are sums over requests, or chunks of answers.
     """
     x = importlib.import_module("narwhals" if source.kind == FRAME else "polars")
-    frame = source.frame if source.path is None else _scan(source, source.path, layout)
-    if source.kind == FRAME and (layout.count or layout.chunk):
-        what = "spreads sums over their requests" if layout.count else "joins the chunks of an answer"
+    frame = source.frame if source.kind in (POLARS, FRAME) else _scan(source, layout)
+    if source.kind == FRAME and (layout.sums or layout.chunk):
+        what = "spreads sums over their requests" if layout.sums else "joins the chunks of an answer"
         message = f"only polars {what}. Hand over a polars frame, or a file"
         raise UsageError(f"{source.name}: {message}", code="not-supported", trace=source.name)
     paths = (*layout.paths, *layout.link_paths)
@@ -285,30 +304,35 @@ def build_table(source: Source, layout: Layout) -> Table:
         kinds = dict.fromkeys(paths, TEXT)
     else:
         types = {".".join(names): dtype for names, dtype in flatten(frame.collect_schema())}
+        types |= {name: types[".".join(names)] for name, names in source.spelled.items()}
         kinds = {path: TEXT if source.text_of(path) else _kind(types[path]) for path in paths}
         _check_kinds(source, layout, kinds, types)
     return Table(source=source, layout=layout, frame=frame, x=x, kinds=kinds)
 
 
 def parse_table(source: Source, layout: Layout) -> Table | None:
-    """The rows of a text file that polars rejects, without its faulty lines; None if it is none, or is cut off.
+    """The rows of a text file that polars rejects, read line by line; None if it is none, or is cut off.
 
     Raises:
         DataError: A quote of a CSV that is not closed.
     """
-    fields, lists = _fields(source, layout)
     if source.path is None or source.kind not in (CSV, JSONL):
         return None
+    import polars as pl
+
+    from infergy.workload.nested import Nested, frames_of
+
+    names = {path: ".".join(names) for path, names in _fields(source, layout)[0].items()}
+    rows = Nested(path=source.path).rows()
+    if source.kind == CSV:
+        rows = read_rows(source.path, tuple(itertools.chain(*source.names)), source.dialect.separator)
+    empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     try:
-        if source.kind == CSV:
-            parsed = parse_csv(source.path, tuple(itertools.chain(*source.names)), fields, source.separator)
-        else:
-            parsed = parse_records(source.path, fields, lists)
+        frame = pl.concat([empty, *frames_of(rows, names)])
     except (OSError, EOFError, zlib.error):
         return None
-    names = tuple((field,) for field in fields)
-    held = replace(source, kind=POLARS, path=None, names=names, frame=parsed.frame.lazy())
-    return replace(build_table(held, layout), faults=parsed.first, fault_count=parsed.faults)
+    columns = tuple((path,) for path in names)
+    return build_table(replace(source, kind=POLARS, path=None, names=columns, spelled={}, frame=frame.lazy()), layout)
 
 
 def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str, ...]]:
@@ -317,25 +341,27 @@ def _fields(source: Source, layout: Layout) -> tuple[dict[str, Names], tuple[str
     return fields, () if layout.blocks is None else (layout.blocks.path,)
 
 
-def _scan(source: Source, path: Path, layout: Layout) -> Any:
+def _scan(source: Source, layout: Layout) -> Any:
     """A lazy polars frame. Text columns stay text, so that a bad value can be shown instead of failing the read."""
     import polars as pl
 
+    fields, lists = _fields(source, layout)
+    if source.kind == UNPACKED and source.nested is not None:
+        return source.nested.frame(tuple(names[0] for names in fields.values()))
+    path = source.path
+    assert path is not None
     if source.kind == CSV:
         return pl.scan_csv(
             path,
-            separator=source.separator,
-            skip_lines=source.skipped,
-            eol_char=source.line_end,
+            separator=source.dialect.separator,
+            skip_lines=source.dialect.skipped,
+            eol_char=source.dialect.line_end,
             infer_schema=False,
             glob=False,
         )
     if source.kind == JSONL:
         # ignore_errors lets a field be missing or of another shape: it is null then, and counted.
-        schema = record_schema(*_fields(source, layout))
-        return pl.scan_ndjson(glob.escape(str(path)), schema=schema, ignore_errors=True)
-    if source.nested is not None:
-        return source.nested.frame(tuple(source.columns_of((*layout.paths, *layout.link_paths))))
+        return pl.scan_ndjson(glob.escape(str(path)), schema=record_schema(fields, lists), ignore_errors=True)
     return pl.scan_parquet(path, glob=False)
 
 
@@ -352,12 +378,11 @@ def _kind(dtype: Any) -> str:
 
 def _check_kinds(source: Source, layout: Layout, kinds: Mapping[str, str], types: Mapping[str, Any]) -> None:
     good = (INTEGER, DECIMAL) if source.kind == FRAME else (INTEGER, DECIMAL, TEXT)
-    parts = {axis: [path for one in layout.usages for path in getattr(one, axis)] for axis in ("input", "output")}
-    for axis, paths in (*parts.items(), ("cached", layout.cached)):
-        for path in paths:
-            if kinds[path] not in good:
-                message = (
-                    f"{source.name}: column {path!r} is of type {types[path]}, expected whole numbers of tokens. "
-                    f"Convert it, or name another: --{axis}-column NAME"
-                )
-                raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])
+    axes = {"input": [one.input for one in layout.usages], "output": [one.output for one in layout.usages]}
+    for axis, sums in {**axes, "cached": [layout.cached]}.items():
+        for path in (path for path in itertools.chain(*sums) if kinds[path] not in good):
+            message = (
+                f"{source.name}: column {path!r} is of type {types[path]}, expected whole numbers of tokens. Convert "
+                f"it, or name another: --{axis}-column NAME"
+            )
+            raise DataError(message, code="bad-column", trace=source.name, column=path, found=types[path])

@@ -254,13 +254,9 @@ def _real_lengths(task: Task, options: TaskOptions, tokenizer: str) -> tuple[Seq
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return None, f"the real texts of {task.dataset} could not be read: {reason}"
     if len(lengths) < options.requests:
-        raise UsageError(
-            f"{task.dataset} {task.split} has {len(lengths):,} texts, not {options.requests:,}: fewer --requests",
-            code="too-few-requests",
-            trace=task.dataset,
-            found=len(lengths),
-            expected=options.requests,
-        )
+        found, expected = len(lengths), options.requests
+        message = f"{task.dataset} {task.split} has {found:,} texts, not {expected:,}: fewer --requests"
+        raise UsageError(message, code="too-few-requests", trace=task.dataset, found=found, expected=expected)
     return lengths, ""
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from infergy.errors import DataError, MissingError, UsageError
 from infergy.workload.lines import Fault
 from infergy.workload.source import JSONL, PARQUET, POLARS, UNPACKED, Source, first_line, of_frame
-
-if TYPE_CHECKING:
-    import polars as pl
 
 BLOCK_TOKENS = 16
 _KINDS = (JSONL, UNPACKED, PARQUET, POLARS)
@@ -20,6 +18,8 @@ _MESSAGES = ("conversations", "conversation", "messages", "input", "prompt")
 _ANSWERS = ("response", "output", "completion", "answer", "output_length")
 _TIMES = ("timestamp", "created_at", "created", "create_time", "time")
 _MODEL = ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "ai", "claude")
+
+_LENGTH = re.compile(r"\d{1,10}", re.ASCII)
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -44,27 +44,15 @@ def count_texts(source: Source, tokenizer: str) -> Source:
         message = f"{source.name}: --tokenizer counts the messages of JSON and Parquet, no columns of a table"
         raise UsageError(message, code="option-not-applicable", options=["--tokenizer"])
     encode = _load(tokenizer)
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_tokens", "output_tokens", "block_hashes", "arrival")}
-    conversations = []
-    for number, record in enumerate(_records(source)):
-        for *values, arrival in _requests(record, encode):
-            for column, value in zip(columns.values(), (*values, arrival), strict=True):
-                column.append(value)
-            conversations.append(number)
-    frame = _frame(columns, conversations)
-    words = f"texts counted by the tokenizer {tokenizer}, without a chat template"
-    return of_frame(source.name, POLARS, frame.lazy(), words)
-
-
-def _frame(columns: dict[str, list[Any]], conversations: list[int]) -> pl.DataFrame:
     import polars as pl
 
-    times = columns.pop("arrival")
-    schema: dict[str, Any] = {"input_tokens": pl.Int64, "output_tokens": pl.Int64, "block_hashes": pl.List(pl.Int64)}
-    frame = pl.DataFrame(columns, schema=schema).with_columns(conversation=pl.Series(conversations, dtype=pl.Int64))
-    if any(time is not None for time in times):
-        frame = frame.with_columns(arrival=pl.Series([None if time is None else str(time) for time in times]))
-    return frame
+    rows = [(n, *values) for n, record in enumerate(_records(source)) for values in _requests(record, encode)]
+    schema = {"conversation": pl.Int64, "input_tokens": pl.Int64, "output_tokens": pl.Int64}
+    schema |= {"block_hashes": pl.List(pl.Int64), "arrival": pl.String}  # type: ignore[dict-item]
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    frame = frame.drop("arrival") if frame["arrival"].null_count() == len(frame) else frame
+    words = f"texts counted by the tokenizer {tokenizer}, without a chat template"
+    return of_frame(source.name, POLARS, frame.lazy(), words)
 
 
 def _load(tokenizer: str) -> Encode:
@@ -100,42 +88,45 @@ def _records(source: Source) -> Iterator[Mapping[str, Any]]:
     yield from frame.select(sorted(names)).collect().iter_rows(named=True)
 
 
-def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, int, list[int], Any]]:
+def _requests(record: Mapping[str, Any], encode: Encode) -> Iterator[tuple[int, int, list[int], str | None]]:
     """Input, output, hashes of the prompt's whole blocks and arrival of each answer of a conversation."""
     prompt: list[int] = []
     hashes: list[int] = []
-    asked: Any = next((record[name] for name in _TIMES if record.get(name) is not None), None)
+    asked = _first(record, _TIMES)
     for is_answer, text, time in _turns(record):
-        asked = time if time is not None and not is_answer else asked
-        ids = None if isinstance(text, int) else encode(text)
         if is_answer and prompt:
-            yield len(prompt), text if ids is None else len(ids), list(hashes), asked
-        prompt += ids or ()
+            answer = text if isinstance(text, int) else len(encode(text))
+            yield len(prompt), answer, list(hashes), None if asked is None else str(asked)
+        asked = asked if is_answer or time is None else time
+        prompt += () if isinstance(text, int) else encode(text)
         for start in range(len(hashes) * BLOCK_TOKENS, len(prompt) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             block = (hashes[-1] if hashes else 0, *prompt[start : start + BLOCK_TOKENS])
             hashes.append(hash(block) & ((1 << 62) - 1))
 
 
-_DIGITS = 10
-"""Of the length of an answer, at most."""
+def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def _turns(record: Mapping[str, Any]) -> list[tuple[bool, Any, Any]]:
     """Whether each message is the model's, its text (of an answer its length may be all there is), its time."""
-    messages = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), None)
-    if isinstance(messages, str) and not messages.strip().isdigit():
-        messages = [{"role": "user", "content": messages}]
-    turns: list[tuple[bool, Any, Any]] = []
-    for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, Mapping) and (role := message.get("role", message.get("from"))) is not None:
-            text = _text(message.get("content", message.get("value")))
-            turns.append((str(role).lower() in _MODEL, text, message.get("timestamp")))
-    answer = next((record[name] for name in _ANSWERS if record.get(name) not in (None, "")), None)
+    messages: Any = next((record[name] for name in _MESSAGES if isinstance(record.get(name), list | str)), [])
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}] * (not messages.strip().isdigit())
+    turns = list(filter(None, map(_turn, messages)))
+    answer = _first(record, _ANSWERS)
     if turns and not turns[-1][0] and answer is not None:
-        is_length = type(answer) is int and 0 <= answer < 10**_DIGITS
-        is_length |= isinstance(answer, str) and answer.isdecimal() and len(answer) <= _DIGITS
+        is_length = _LENGTH.fullmatch(str(answer)) and not isinstance(answer, float)
         turns.append((True, int(answer) if is_length else _text(answer), None))
-    return turns if any(is_answer for is_answer, _, _ in turns) else []
+    return turns if any(turn[0] for turn in turns) else []
+
+
+def _turn(message: Any) -> tuple[bool, Any, Any] | None:
+    role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    if role is None:
+        return None
+    text = _text(message.get("content", message.get("value")))
+    return str(role).lower() in _MODEL, text, message.get("timestamp")
 
 
 def _text(content: Any) -> str:

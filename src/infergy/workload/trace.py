@@ -22,16 +22,10 @@ from infergy.workload.bins import Bins, Histogram, count_bins
 from infergy.workload.clock import TimeUnit, infer_unit
 from infergy.workload.formats import Columns, Layout
 from infergy.workload.histograms import find_histogram, requests_of_histogram
+from infergy.workload.locate import find
 from infergy.workload.recognise import recognise, settle
-from infergy.workload.requests import (
-    SAMPLING_ERROR,
-    WHOLE_REQUESTS,
-    Requests,
-    Sample,
-    whole,
-)
-from infergy.workload.source import CSV, FRAME, Source
-from infergy.workload.sources import find
+from infergy.workload.requests import SAMPLING_ERROR, WHOLE_REQUESTS, Requests, Sample, whole
+from infergy.workload.source import FRAME, Source
 
 if TYPE_CHECKING:
     from infergy.workload.summary import Padding, TraceSummary
@@ -58,14 +52,18 @@ class Trace:
         layout: Which of its columns hold what.
         bad_rows: Share of rows that may be unreadable, 0 to 1: they are counted and left out.
         time_unit: The unit of its arrivals, where it was inferred.
-        parsed: Its rows by the columns of links among theirs, where polars rejects the file.
+        assumed: What neither names nor rows say, in words, each with the option that says otherwise.
+        parsed: Its rows by the columns that are read, where polars rejects the file.
+        chunk: The column of ids that the rows of an answer repeat and what was assumed, once it was looked for.
     """
 
     origin: Source
     layout: Layout
     bad_rows: float = BAD_ROWS
     time_unit: TimeUnit | None = None
+    assumed: tuple[str, ...] = ()
     parsed: dict[tuple[str, ...], Table] = field(default_factory=dict, repr=False)
+    chunk: list[tuple[str | None, str]] = field(default_factory=list, repr=False)
 
     @property
     def source(self) -> str:
@@ -96,7 +94,7 @@ class Trace:
         the log has them, `cached_tokens` (null where none is reported) and `arrival_s` (seconds on the log's clock;
         `arrival` in a frame of another library that holds datetimes).
         """
-        table = self._table()
+        table = self._table(self._joined(self.layout))
         declared = table.declared(lenient=True)
         return declared if table.is_polars else declared.to_native()
 
@@ -121,7 +119,8 @@ class Trace:
         from infergy.workload.summary import summarise
 
         summary: TraceSummary = self._validated(summarise)
-        return replace(summary, attribution=self.attribution, time_unit=self.time_unit)
+        assumed = (*self.assumed, *(note for _, note in self.chunk if note))
+        return replace(summary, attribution=self.attribution, time_unit=self.time_unit, assumed=assumed)
 
     def padding(self, batch: int) -> Padding:
         """What static batches of `batch` prompts pad, in order of arrival and sorted by length.
@@ -176,7 +175,12 @@ class Trace:
             if len(requests) <= whole_requests and 0 < error < 1:
                 return whole(requests)
             if is_frame:
-                sample = _in_polars(requests).sample(seed=seed, error=error, whole_requests=whole_requests)
+                import polars as pl
+
+                names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
+                columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
+                held = open_trace(pl.DataFrame(columns), name=requests.source)
+                sample = held.sample(seed=seed, error=error, whole_requests=whole_requests)
                 return replace(sample, set_aside=requests.set_aside)
         from infergy.workload.sampling import sample_table
 
@@ -206,20 +210,47 @@ class Trace:
                 origin_unix_s=float(self.origin.about["origin_unix_s"]),
             )
 
-    def _table(self, layout: Layout | None = None) -> Table:
-        """Its rows; without `layout`, or where polars does not read them, without the columns that link requests."""
+    def _weighed(self, *, infers_unit: bool) -> Trace:
+        """The same with what its rows say of its input and of the unit of its arrivals."""
+        trace, layout = self, replace(self.layout, others=())
+        self._table(layout)
+        if any(usage.either for usage in layout.usages):
+            from infergy.workload.evidence import find_beside
+
+            _, (usages, assumed) = self._readable(find_beside, layout)
+            trace = replace(self, layout=replace(self.layout, usages=usages), assumed=assumed)
+        if self.origin.is_spark:
+            return replace(trace, layout=replace(trace.layout, others=()))
+        if layout.time and infers_unit:
+            _, unit = self._readable(infer_unit, layout)
+            if unit is not None:
+                trace = replace(trace, layout=replace(trace.layout, time_unit_s=unit.seconds), time_unit=unit)
+        return trace
+
+    def _joined(self, layout: Layout) -> Layout:
+        """A layout whose rows that repeat an answer are joined: all rows are looked at once, when they are read."""
+        if layout.others and layout.sums is None and not self.chunk:
+            from infergy.workload.evidence import find_chunks, find_repeating
+
+            _, repeating = self._readable(find_repeating, Layout(name=layout.name, others=layout.others))
+            of_all = replace(layout, others=repeating, time=())
+            self.chunk.append(self._readable(find_chunks, of_all)[1] if repeating else (None, ""))
+        return replace(layout, others=(), chunk=next((path for path, _ in self.chunk), None))
+
+    def _table(self, layout: Layout) -> Table:
+        """Its rows; where polars does not read them, without the columns that link requests."""
         from infergy.workload.table import build_table
 
-        if layout is None or self.origin.kind == FRAME:
-            layout = replace(self.layout, blocks=None, sessions=None)
+        if self.origin.kind == FRAME:
+            layout = replace(layout, blocks=None, sessions=None)
         return build_table(self.origin, layout)
 
-    def _readable(self, read: Callable[[Table], _T], layout: Layout | None = None) -> tuple[Table, _T]:
+    def _readable(self, read: Callable[[Table], _T], layout: Layout) -> tuple[Table, _T]:
         """Read something of the rows as polars does, or line by line where it rejects the file."""
         from infergy.workload.table import parse_table
 
         table = self._table(layout)
-        key = table.layout.link_paths
+        key = (*layout.paths, *layout.link_paths)
         if key in self.parsed:
             table = replace(self.parsed[key], layout=table.layout)
         try:
@@ -233,8 +264,8 @@ class Trace:
 
     def _validated(self, run: _Pass, layout: Layout | None = None) -> Any:
         """Run a pass; only if rows look bad, again reading ``12.0`` as 12, and without the rows that are bad."""
+        layout = self._joined(replace(self.layout, blocks=None, sessions=None) if layout is None else layout)
         table, (result, failed, bad) = self._readable(lambda table: run(table, lenient=False), layout)
-        bad += table.fault_count
         if bad:
             from infergy.workload.faults import without_unreadable
 
@@ -243,10 +274,8 @@ class Trace:
         if result is not None:
             return result
         if failed:
-            message = (
-                f"{self.source}: none of {count_of(failed, 'request')} has output tokens in column "
-                f"{self.layout.label('output', self.origin.fields)}. Name another column: --output-column NAME"
-            )
+            what = f"none of {count_of(failed, 'request')} has output tokens in column {table.label('output')}"
+            message = f"{self.source}: {what}. Name another column: --output-column NAME"
             raise DataError(message, code="no-requests", trace=self.source, column=self.layout.usages[0].output[0])
         message = f"{self.source}: the trace has no requests, only a header or nothing at all"
         raise DataError(message, code="no-requests", trace=self.source)
@@ -288,33 +317,14 @@ def open_trace(
 
         origin = count_texts(origin, tokenizer)
     origin, layout = recognise(origin, format, columns)
-    if layout.count is not None:
-        words = f"each request has the mean lengths of its row, which sums up as many as {layout.count!r} says"
+    if layout.sums is not None:
+        words = f"each request has the mean lengths of its row, which sums up as many as {layout.sums.count!r} says"
         origin = replace(origin, lengths_from=words)
-    twice = [path for path in (*layout.paths, *layout.link_paths) if origin.fields.count(path) > 1]
-    if origin.kind == CSV and twice:
-        message = (
-            f"{origin.name}: {count_of(origin.fields.count(twice[0]), 'column')} are called {twice[0]!r} in the "
-            "header. Keep one: rename or remove the others"
-        )
-        raise DataError(message, code="bad-column", trace=origin.name, column=twice[0])
+    origin.check_twice((*layout.paths, *layout.link_paths))
     trace = Trace(origin=origin, layout=layout, bad_rows=bad_rows)
     if trace._has_columns:
         return trace
-    if not layout.time or origin.is_spark or (columns is not None and columns.time_unit_s is not None):
-        trace._table()
-        return trace
-    _, unit = trace._readable(infer_unit)
-    return trace if unit is None else replace(trace, layout=replace(layout, time_unit_s=unit.seconds), time_unit=unit)
-
-
-def _in_polars(requests: Requests) -> Trace:
-    """Requests that another library read, as a trace that polars scans; without blocks and sessions."""
-    import polars as pl
-
-    names = ("input_tokens", "output_tokens", "cached_tokens", "arrival_s")
-    columns = {name: column for name in names if (column := getattr(requests, name)) is not None}
-    return open_trace(pl.DataFrame(columns), name=requests.source)
+    return trace._weighed(infers_unit=columns is None or columns.time_unit_s is None)
 
 
 def open_requests(source: Any, **options: Any) -> Trace | Histogram:
