@@ -137,9 +137,11 @@ def test_a_prior_keeps_its_kinds_of_gpu_and_its_rows() -> None:
 
 
 def test_hosts_differ_in_the_time_of_launches_and_are_forgotten() -> None:
-    rows = [replace(row, work=server_work(get_model("llama-3.1-8b"), compiled=False)) for row in grid()]
-    found, _ = fit("transformers", rows)
+    host_sd = constants_of("transformers")["eager_layer_s"].host_sd
+    own, _ = fit("transformers", grid())
+    found, _ = fit("transformers", [*grid(), *grid(unit="GPU-b")])
     assert not [name for name in found.names if "#" in name]
     names, _, covariance = found.logs("h200")
     place = names.index("eager_layer_s")
-    assert covariance[place, place] > constants_of("transformers")["eager_layer_s"].host_sd ** 2
+    assert covariance[place, place] > host_sd**2
+    assert own.logs("h200")[2][place, place] < covariance[place, place]

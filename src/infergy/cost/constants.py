@@ -161,6 +161,7 @@ class Fit:
         energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
         unit_energy_sd: By how much single GPUs differ; `unit_time_sd` the same.
         rows: How many rows were fitted, by kind of GPU.
+        is_of_one_host: Whether the last rows were of one host, which is then the one that is asked for.
     """
 
     engine: str
@@ -172,6 +173,7 @@ class Fit:
     unit_energy_sd: float = UNIT_ENERGY_SD
     unit_time_sd: float = UNIT_TIME_SD
     rows: Mapping[str, int] = field(default_factory=dict)
+    is_of_one_host: bool = False
 
     def logs(self, gpu: str) -> tuple[tuple[str, ...], Column, Column]:
         """Names, means and covariance of the logarithms of all constants' factors over their priors, on a kind of GPU.
@@ -191,7 +193,7 @@ class Fit:
                 select[row, index_of[f"{name}@{gpu}"]] = 1.0
             else:
                 extra[row] += constant.gpu_sd**2
-            extra[row] += constant.host_sd**2
+            extra[row] += 0.0 if self.is_of_one_host else constant.host_sd**2
         return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
 
     def constants(self, gpu: str) -> dict[str, float]:

@@ -55,11 +55,13 @@ class _Problem:
         self.engine, self.rows, self.constants = engine, rows, constants_of(engine)
         kinds = sorted({row.gpu.name for row in rows} | _kinds_of(prior))
         hosts = sorted({row.unit for row in rows})
+        self.is_of_one_host = len(hosts) == 1
         sds = {name: c.sd for name, c in self.constants.items()}
         sds |= {f"{name}@{kind}": c.gpu_sd for kind in kinds for name, c in self.constants.items() if c.gpu_sd}
-        sds |= {f"{name}#{host}": c.host_sd for host in hosts for name, c in self.constants.items() if c.host_sd}
+        if not self.is_of_one_host:
+            sds |= {f"{name}#{host}": c.host_sd for host in hosts for name, c in self.constants.items() if c.host_sd}
         self.names = tuple(sds)
-        has_hosts = any(constant.host_sd for constant in self.constants.values())
+        has_hosts = any("#" in name for name in sds)
         self.index_of = {name: index for index, name in enumerate(sds)}
         names, unit = np.unique([row.unit for row in rows], return_inverse=True)
         units, count = names.tolist(), len(names)
@@ -237,6 +239,7 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
         energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
         time_sd=sd_of(left[:, 1], TIME_ERROR),
         rows=dict(Counter(row.gpu.name for row in rows) + Counter({} if prior is None else prior.rows)),
+        is_of_one_host=problem.is_of_one_host,
     )
     return fitted, left
 
