@@ -45,7 +45,7 @@ TITLES = {
     NEW_ROWS: "Your rows, by estimators fitted to the rows of the benchmark",
 }
 PUBLISHED = SHIPPED_TABLE.with_name("published_fit.json")
-OWN_FIGURES = ("energy", "p90", "time", "p90", "in interval", "of time")
+OWN_FIGURES = ("energy", "p90", "time", "p90", "inside", "time")
 WIDTH = 120
 COLUMNS = tuple(name for name in Rows.__dataclass_fields__ if name != "shapes")
 
