@@ -23,9 +23,8 @@ from infergy.measure.environment import Surroundings
 from infergy.measure.warmup import make_work
 from infergy.meters.simulated import SimulatedMeter
 from infergy.records import Cell, EngineSetup, Environment, Measurement, MeasureOptions, PlannedCell, grid_visit
-from infergy.records.peers import Peer, peer_of, scatters_at, spread_at
 from infergy.records.uncertainty import find_uncertainty
-from infergy.records.visits import join_visits
+from infergy.records.visits import Alike, Peer, join_visits, peer_of
 from infergy.workload.load_generator import make_prompts
 from random_gpus import IDENTITY, LOAD, STRATA, DrawnSession, Scenario, draw, draw_scenarios, draw_series
 
@@ -138,10 +137,8 @@ def measure_scenario(
 def _judge(scenario: Scenario, row: Measurement, peers: Sequence[Peer | None]) -> Outcome:
     assert row.result is not None
     assert row.loaded_idle is not None
-    power_w = row.result.power_w
-    found = find_uncertainty(
-        row.windows, row.loaded_idle, spread_at(power_w, peers), scatters=scatters_at(power_w, peers)
-    )
+    power_w, like = row.result.power_w, Alike(peers)
+    found = find_uncertainty(row.windows, row.loaded_idle, like.spread(power_w), scatters=like.scatters(power_w))
     assert found is not None
     return Outcome(
         truth_j=scenario.energy_j,

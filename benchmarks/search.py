@@ -15,7 +15,7 @@ import time
 
 from infergy.estimates.candidates import Space, layouts, plain_spec, variations
 from infergy.estimates.estimate import sample_of
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.recommend import recommend
 from infergy.estimates.search import Pool, Screened, Whole
 from infergy.estimates.servers import ServerSpec, shipped_table

@@ -32,7 +32,7 @@ from infergy.cli.server_options import ServerSelection
 from infergy.cost.table import SHIPPED_TABLE, read_table
 from infergy.errors import InfergyError
 from infergy.estimates.build import build_table
-from infergy.estimates.carbon import parse_intensity, read_intensity
+from infergy.estimates.footprint import parse_intensity, read_intensity
 from infergy.estimates.servers import load_tables, open_server
 from infergy.estimates.vllm_command import parse_command
 from infergy.measure.forecast import total_s

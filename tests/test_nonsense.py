@@ -222,6 +222,9 @@ PLANS: dict[str, Change] = {
     "lengths of an offline cell": lambda plan: plan["cells"][0].update(lengths=[[1, 1, 1]]),
     "an unknown key": lambda plan: plan.update(colour="red"),
     "no model": lambda plan: plan.update(models={}),
+    "no cells": lambda plan: plan.update(cells=[]),
+    "an unknown engine": lambda plan: plan["cells"][0]["cell"]["setup"].update(engine="x"),
+    "an unknown GPU": lambda plan: plan.update(gpu="x"),
     "a model that is none": lambda plan: plan["models"].update({"llama-3.1-8b": 3}),
 }
 

@@ -14,12 +14,12 @@ import pytest
 from infergy.catalog import get_gpu
 from infergy.cost.table import write_table
 from infergy.estimates.servers import shipped_table
+from infergy.files import append_line, check_output, open_beside, write_file
 from infergy.measure.doctor import SIMULATED_FULL_W, simulated_gpu
 from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.loads import SimulatedLoad
 from infergy.measure.square_wave import measure_behaviour
 from infergy.meters.simulated import SimulatedMeter
-from infergy.outputs import append_line, check_output, open_beside, write_file
 from infergy.records.store import StoreWriter, create_store, read_store
 from infergy.testing.recording import record
 from raising import raises

@@ -22,6 +22,8 @@ if sys.argv[:1] == ["-m"] and sys.path[0] in ("", os.getcwd()) and not sys.flags
 
 from typing import TYPE_CHECKING, Any
 
+VERSION = "0.1.0"
+
 if TYPE_CHECKING:
     from infergy.catalog import Gpu, ModelShape, get_gpu, get_model
     from infergy.errors import (
@@ -70,7 +72,7 @@ __all__ = [
     "window",
 ]
 
-__version__: str
+__version__ = VERSION
 
 _HOMES = {
     "infergy.errors": (
@@ -95,8 +97,6 @@ def __getattr__(name: str) -> Any:
     """Load a public name on its first use."""
     from importlib import import_module
 
-    if name == "__version__":
-        return import_module("infergy.version").VERSION
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(home), name)

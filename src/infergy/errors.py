@@ -14,13 +14,23 @@ from __future__ import annotations
 
 import difflib
 import json
+import platform
+import shlex
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from infergy import VERSION
 from infergy.units import printable, without_secrets
+
+DEBUG = "--debug"
+"""The option that shows the stack of an error in infergy itself."""
+
+LONGEST_SHOWN = 500
+"""Characters of a foreign error, and of a command line, in the report of a bug."""
 
 LONGEST_MESSAGE = 4000
 """Characters; in the middle of longer ones some are left out."""
@@ -72,6 +82,20 @@ class InfergyError(Exception):
         tail = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names) or 'none'}."
         message = f"unknown {what} {name!r}; {tail}{' ' + hint if hint else ''}"
         return cls(message, code=code, **{"kind": what, "name": name, "known": names, "nearest": nearest} | fields)
+
+    @classmethod
+    def bug(cls, error: BaseException, command: Sequence[str]) -> Self:
+        """Say that an error was not foreseen: what it is, where, and the command."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "infergy" in frame.filename]
+        place = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "unknown"
+        words = shlex.join(command)[:LONGEST_SHOWN]
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_SHOWN]
+        versions = f"infergy {VERSION}, Python {platform.python_version()}, {platform.system()}"
+        message = (
+            f"this is an error in infergy, not in what you typed: {reason} ({place})\n  command: {words}\n"
+            f"  version: {versions}\nPlease report these lines, with the file if you can. The stack: {DEBUG}"
+        )
+        return cls(message, code="bug", command=words, version=versions, place=place, reason=reason)
 
     def within(self, place: str, /, **fields: Any) -> Self:
         """The same error with ``place: `` before its message, and `fields` added to its own."""

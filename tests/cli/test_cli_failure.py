@@ -11,11 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from infergy import VERSION
 from infergy.cli import main
 from infergy.cli.failure import asks_json, take_debug
 from infergy.cli.schemas import make_schema
 from infergy.records.store import shipped_store
-from infergy.version import VERSION
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -82,7 +82,7 @@ def broken(*_: object, **__: object) -> None:
 def test_an_error_that_is_not_foreseen_is_a_short_report_with_its_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infergy.records.check.check_rows", broken)
+    monkeypatch.setattr("infergy.records.check.flag_rows", broken)
     path = shipped_store()
     assert run(monkeypatch, "check", str(path)) == 1
     err = capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_an_error_that_is_not_foreseen_is_a_short_report_with_its_command(
 
 
 def test_debug_shows_the_stack_of_such_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infergy.records.check.check_rows", broken)
+    monkeypatch.setattr("infergy.records.check.flag_rows", broken)
     monkeypatch.setattr("sys.argv", ["infergy", "check", str(shipped_store()), "--debug"])
     with pytest.raises(ZeroDivisionError):
         main()

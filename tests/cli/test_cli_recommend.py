@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infergy.cli import app
-from infergy.cli.capacity import print_capacity
+from infergy.cli.recommend import print_capacity
 from infergy.errors import UsageError
 from infergy.estimates.capacity import Capacity, Hour, Schedule
 

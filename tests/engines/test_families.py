@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infergy.catalog import ModelShape, read_shape
-from infergy.catalog.multimodal import TEXT
+from infergy.catalog.configs import TEXT
 from infergy.errors import InfergyError
 
 torch = pytest.importorskip("torch")

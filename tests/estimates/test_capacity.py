@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infergy.estimates.capacity import LOAD_J, WITHIN, Capacity, capacity_of
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.recommend import recommend
 from infergy.estimates.search import Pool, Whole
 from infergy.estimates.servers import ServerSpec, shipped_table

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infergy.errors import DataError
-from infergy.estimates.carbon import parse_intensity, read_intensity
+from infergy.estimates.footprint import parse_intensity, read_intensity
 from raising import raises
 
 MAPS = (

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.estimates.carbon import Intensity
 from infergy.estimates.estimate import estimate, sample_of, serve_sample
-from infergy.estimates.footprint import HourlyLoad, Site, footprint_of, hourly_load
+from infergy.estimates.footprint import HourlyLoad, Intensity, Site, footprint_of, hourly_load
 from infergy.estimates.servers import ServerSpec, load_tables, open_server
 from infergy.workload.requests import Requests
 from raising import raises

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
 from infergy.estimates.vllm_command import command_of, label_of

@@ -10,7 +10,7 @@ import pytest
 
 from infergy.cli.estimate import _print
 from infergy.estimates.estimate import ServerEstimate, TraceEstimate, estimate, estimate_server
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.recommend import recommend
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.serving.config import EngineOptions

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from infergy.estimates.candidates import Space, layouts, plain_spec, static_batches, steps_between, variations
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.recommend import recommend
 from infergy.estimates.search import COARSE, Pool, Pruned, Screened, Whole, fewest_gpus, thin
 from infergy.estimates.servers import ServerSpec, shipped_table

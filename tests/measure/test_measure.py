@@ -38,10 +38,9 @@ from infergy.records import (
     Plan,
     PlannedCell,
 )
-from infergy.records.facts import find_idle_power
-from infergy.records.peers import Peer, Spread
+from infergy.records.check import find_idle_power
 from infergy.records.store import read_store
-from infergy.records.visits import join_visits
+from infergy.records.visits import Peer, Spread, join_visits
 from raising import keys_of, raises
 from simulated_truth import truth_of
 from waiting import is_running, wait_until

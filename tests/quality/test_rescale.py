@@ -16,8 +16,7 @@ from infergy.quality.compare import compare
 from infergy.quality.phases import find_phases
 from infergy.quality.rescale import rescale
 from infergy.records import Failure, GpuIdentity, Measurement, Result, derive, result_of
-from infergy.records.check import check_rows
-from infergy.records.facts import net_energy_j
+from infergy.records.check import check_rows, net_energy_j
 from infergy.records.store import read_store
 from infergy.records.uncertainty import find_uncertainties
 from known_tables import power_law, rows_of, two_engines, with_environment, write_store

@@ -22,6 +22,7 @@ pytest.importorskip("ray")
 
 import ray
 
+from infergy import VERSION
 from infergy.catalog import get_gpu, gpu_names
 from infergy.measure import cluster as cluster_module
 from infergy.measure import cluster_nodes, node
@@ -30,7 +31,6 @@ from infergy.measure.grid import make_plan, parse_grid
 from infergy.measure.sweep import NODE_LOST
 from infergy.records import START_VISIT, Plan
 from infergy.records.store import read_store
-from infergy.version import VERSION
 from raising import raises
 from waiting import PATIENCE_S, wait_until
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from infergy.records import Tick, Window
-from infergy.records.facts import IdlePower, find_idle_power, net_energy_j
+from infergy.records.check import IdlePower, find_idle_power, net_energy_j
 from rows import UUID, build_row
 
 

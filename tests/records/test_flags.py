@@ -13,8 +13,7 @@ import pytest
 
 import infergy
 from infergy.records import Failure, GpuState, Measurement
-from infergy.records.check import check_rows
-from infergy.records.facts import find_facts
+from infergy.records.check import check_rows, find_facts
 from infergy.records.flags import CODES, find_flags
 from infergy.records.store import read_store
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu

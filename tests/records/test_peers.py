@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infergy.records.peers import Alike, Peer, Spread, scatters_at, spread_at
-from infergy.records.range_sums import RangeSums
-from infergy.records.visits import VisitScatter, variance_between
+from infergy.records.visits import LIKE_POWER, Alike, Peer, RangeSums, Spread, VisitScatter, variance_between
 
 VALUES = st.lists(st.one_of(st.just(0.0), st.floats(1e-12, 1e12)), max_size=40)
 
@@ -22,7 +20,7 @@ def test_a_sum_over_a_range_keeps_its_digits_whatever_stands_before_it(
     first = data.draw(st.integers(0, len(values)))
     end = data.draw(st.integers(first, len(values)))
     exact = math.fsum(values[first:end])
-    assert RangeSums(values).between(first, end) == pytest.approx(exact, rel=1e-9, abs=0.0 if exact == 0 else 1e-15)
+    assert RangeSums(values).over([(first, end)]) == pytest.approx(exact, rel=1e-9, abs=0.0 if exact == 0 else 1e-15)
 
 
 SPREADS = st.builds(
@@ -45,6 +43,20 @@ PEERS = st.lists(
 )
 
 
+def spread_at(power_w: float, peers: list[Peer]) -> Spread | None:
+    """The common spread of those of about a power, each weighted by its degrees of freedom."""
+    spreads = [peer.spread for peer in peers if abs(peer.power_w / power_w - 1) <= LIKE_POWER]
+    known = [spread for spread in spreads if spread is not None]
+    known = [spread for spread in known if spread.is_of_joules] or known
+    if not known:
+        return None
+    degrees = sum(spread.degrees_of_freedom for spread in known)
+    squares = sum(spread.variance_s * spread.degrees_of_freedom for spread in known)
+    return Spread(
+        variance_s=squares / degrees, degrees_of_freedom=degrees, is_of_joules=any(one.is_of_joules for one in known)
+    )
+
+
 @given(peers=PEERS, left_out=st.integers(0, 3))
 def test_peers_show_together_what_each_of_the_others_shows(peers: list[Peer], left_out: int) -> None:
     alike = Alike(peers)
@@ -59,6 +71,9 @@ def test_peers_show_together_what_each_of_the_others_shows(peers: list[Peer], le
             assert ours.degrees_of_freedom == pytest.approx(theirs.degrees_of_freedom)
         between = [
             variance_between(scatters, 0.001)
-            for scatters in (alike.scatters(peer.power_w, without), scatters_at(peer.power_w, others))
+            for scatters in (
+                alike.scatters(peer.power_w, without),
+                [one.scatter for one in others if abs(one.power_w / peer.power_w - 1) <= LIKE_POWER],
+            )
         ]
         assert between[0] == pytest.approx(between[1], rel=1e-9)

@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzzing import damaged
+from infergy.errors import InfergyError
 from infergy.records import Measurement
 from infergy.records.store import StoreWriter, read_store
 from raising import raises
@@ -74,3 +77,22 @@ def test_a_foreign_file_is_not_written_to(tmp_path: Path) -> None:
 def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
     with raises("file-not-found", path=tmp_path / "none.jsonl"):
         read_store(tmp_path / "none.jsonl")
+
+
+@given(number=st.integers(0, 10_000))
+def test_rows_are_read_alike_with_and_without_pydantic(number: int) -> None:
+    content = damaged("rows", number)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s.jsonl"
+        path.write_bytes(content)
+
+        def outcome() -> str:
+            try:
+                return repr(read_store(path).rows)
+            except InfergyError as error:
+                return f"{error.code} {error}"
+
+        fast = outcome()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("infergy.records.store.line_reader", lambda *_: None)
+            assert outcome() == fast

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import t as reference
 
 from infergy.records import Measurement, Tick, Window
-from infergy.records.peers import Spread, pool, spread_of
 from infergy.records.uncertainty import (
     PRIOR_DEGREES,
     STOPPING_FACTOR,
@@ -23,9 +22,14 @@ from infergy.records.uncertainty import (
     is_certain,
     student_t,
 )
+from infergy.records.visits import Alike, Peer, Spread, spread_of, sum_visits
 from rows import UUID, build_row
 
 Row = Callable[..., Measurement]
+
+
+def pool(*spreads: Spread | None) -> Spread | None:
+    return Alike(Peer(power_w=500.0, spread=spread) for spread in spreads).spread(500.0)
 
 
 @given(st.floats(1.0, 1e6))
@@ -69,7 +73,7 @@ def test_in_one_window_the_seconds_of_its_batches_tell_the_spread() -> None:
     (window,) = windows_of([1000.0])
     first, second = window.batches
     uneven = replace(window, batches=(first, replace(second, end_s=second.end_s + 0.2)))
-    spread = spread_of([uneven], idle())
+    spread = spread_of(sum_visits([uneven], idle()), [uneven])
     assert spread is not None
     assert spread.degrees_of_freedom == 1
     # 2.0 and 2.2 s: variance of the mean over both is half the relative variance of one.
@@ -80,7 +84,7 @@ def test_in_one_window_the_seconds_of_its_batches_tell_the_spread() -> None:
 def test_one_batch_alone_tells_nothing_but_like_cells_do() -> None:
     row = build_row(batches=1, duration_s=10.0)
     assert row.loaded_idle is not None
-    assert spread_of(row.windows, row.loaded_idle) is None
+    assert spread_of(sum_visits(row.windows, row.loaded_idle), row.windows) is None
     assert find_uncertainty(row.windows, row.loaded_idle) is None
     like = Spread(variance_s=0.001, degrees_of_freedom=12)
     found = find_uncertainty(row.windows, row.loaded_idle, like)
@@ -90,7 +94,7 @@ def test_one_batch_alone_tells_nothing_but_like_cells_do() -> None:
 
 def test_like_cells_count_as_four_degrees_at_most() -> None:
     windows = windows_of([1000.0, 1000.0, 1000.0])
-    own = spread_of(windows, idle())
+    own = spread_of(sum_visits(windows, idle()), windows)
     assert own is not None
     assert own.variance_s == pytest.approx(0.0, abs=1e-20)
     found = find_uncertainty(windows, idle(), Spread(variance_s=0.006, degrees_of_freedom=100))
@@ -100,10 +104,10 @@ def test_like_cells_count_as_four_degrees_at_most() -> None:
 
 
 def test_pooling_weighs_by_degrees_of_freedom_and_skips_what_is_unknown() -> None:
-    found = pool([Spread(variance_s=1.0, degrees_of_freedom=1), None, Spread(variance_s=4.0, degrees_of_freedom=2)])
+    found = pool(Spread(variance_s=1.0, degrees_of_freedom=1), None, Spread(variance_s=4.0, degrees_of_freedom=2))
     assert found == Spread(variance_s=3.0, degrees_of_freedom=3)
-    assert pool([None]) is None
-    assert pool([]) is None
+    assert pool(None) is None
+    assert pool() is None
 
 
 def test_late_stamps_are_uniform_at_both_edges_of_each_window() -> None:
@@ -137,7 +141,7 @@ def test_seconds_of_batches_know_nothing_of_the_counter() -> None:
     assert found.spread == pytest.approx(0.02)
     assert found.degrees_of_freedom == pytest.approx(12)
     of_seconds = replace(like, is_of_joules=False)
-    assert pool([of_seconds, None, like]) == like
+    assert pool(of_seconds, None, like) == like
     assert not is_certain(windows_of([1000.0]), idle(), replace(of_seconds, variance_s=1e-9), 0.02)
     assert is_certain(windows_of([1000.0]), idle(), replace(like, variance_s=1e-9), 0.02)
 

@@ -13,7 +13,14 @@ import pytest
 from infergy.records import Measurement, Window
 from infergy.records.measurement import Failure
 from infergy.records.uncertainty import find_uncertainties, find_uncertainty
-from infergy.records.visits import join_visits, number_visits, scatter_of, share_of_one_visit, variance_between
+from infergy.records.visits import (
+    join_visits,
+    number_visits,
+    scatter_of,
+    share_of_one_visit,
+    sum_visits,
+    variance_between,
+)
 from rows import build_row
 
 
@@ -61,14 +68,14 @@ def test_failed_rows_other_chips_and_other_drivers_are_not_joined() -> None:
 
 def test_scatter_is_that_of_the_visits_means_by_their_seconds() -> None:
     windows = windows_of([1000.0, 1010.0], [1020.0])
-    found = scatter_of(windows, IDLE)
+    found = scatter_of(sum_visits(windows, IDLE))
     assert found is not None
     mean = fmean([1000.0, 1010.0, 1020.0])
     assert found.squares_s == pytest.approx(8 * (1005.0 / mean - 1) ** 2 + 4 * (1020.0 / mean - 1) ** 2)
     assert found.degrees_of_freedom == 1
     assert found.weight_s == pytest.approx(12 - (8**2 + 4**2) / 12)
     assert share_of_one_visit(windows) == pytest.approx((8**2 + 4**2) / 12**2)
-    assert scatter_of(windows_of([1000.0, 1010.0]), IDLE) is None
+    assert scatter_of(sum_visits(windows_of([1000.0, 1010.0]), IDLE)) is None
     assert share_of_one_visit(windows_of([1000.0, 1010.0])) == 1
 
 
@@ -83,7 +90,7 @@ def test_the_variance_between_visits_is_found_however_windows_scatter() -> None:
             for count in (2, 3):
                 offset = rng.gauss(0, between)
                 visits.append([1000.0 * (1 + offset + rng.gauss(0, within)) for _ in range(count)])
-            scatters.append(scatter_of(windows_of(*visits), IDLE))
+            scatters.append(scatter_of(sum_visits(windows_of(*visits), IDLE)))
         found, degrees = variance_between(scatters, 4.0 * within**2)
         assert degrees == 2000
         assert found == pytest.approx(between**2, rel=0.1, abs=0.05 * within**2)

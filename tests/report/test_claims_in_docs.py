@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infergy.report.claims import Compared, update_page
-from infergy.report.tables import escape
+from infergy.report.html import escape
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infergy.measure.studies import study_cells
 from infergy.records import RANDOM_WEIGHTS, Cell, EngineSetup, Load
-from infergy.report.tables import find_gaps
+from infergy.report.page import find_gaps
 
 
 def cell(batch: int, input_tokens: int = 512, engine: str = "vllm", weights: str = RANDOM_WEIGHTS) -> Cell:

@@ -26,11 +26,11 @@ from infergy.records import ENGINES, Measurement, Plan
 from infergy.records.store import create_store
 from infergy.report.claims import Claim, Compared, find_ours, judge, load_claims
 from infergy.report.evidence import Evidence
+from infergy.report.html import escape
 from infergy.report.our_values import OurValue
 from infergy.report.page import Report, build_report, write_report
 from infergy.report.points import Point, points_of
 from infergy.report.studies import STUDIES
-from infergy.report.tables import escape
 from infergy.units import format_number, format_percent
 from measure.test_measure import SRC
 from raising import raises
@@ -92,7 +92,9 @@ def test_lines_of_one_batch_are_drawn_beside_those_of_the_largest(tmp_path: Path
     assert {point.batch for point in found["sequences-input-batch"].points} == {1, 64}
 
 
-@pytest.mark.parametrize("name", [name for name in study_names() if name not in ("paper-bins", "batches", "quick", "models")])
+@pytest.mark.parametrize(
+    "name", [name for name in study_names() if name not in ("paper-bins", "batches", "quick", "models")]
+)
 def test_the_quick_grid_of_each_study_draws_the_figure_of_that_study(name: str, tmp_path: Path) -> None:
     store = tmp_path / "rows.jsonl"
     list(sweep_plan(quick_plan(name), store, simulate=True))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infergy.serving.config import StaticConfig
+from infergy.serving.run import timeline_of
 from infergy.serving.simulate import simulate
-from infergy.serving.timeline import timeline_of
 from serving.doubles import Affine, ask, engine, llama_on_h200
 
 

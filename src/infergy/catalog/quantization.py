@@ -21,6 +21,7 @@ FLOATS = {"4": "fp4", "8": "fp8"}
 GROUPS_OF_FLOAT4 = {"16": "nvfp4", "32": "mxfp4"}
 WORDS = {"float8": "fp8", "fp8": "fp8", "int4": "int4", "int8": "int8"}
 """Of torchao, quanto and quark, whose keys nest; the first that stands anywhere counts."""
+FORMATS = {"nvfp4": "nvfp4", "mxfp4": "mxfp4", "fp8": "fp8"}
 ALGORITHMS = {"int4": "int4", "w4a16": "int4", "w4a8": "int4", "int8": "int8", "w8a8": "int8", "w8a16": "int8"}
 PARTS: Mapping[str, str] = {
     "encoders": r"visual|vision|audio|projector",
@@ -73,27 +74,23 @@ def with_quantization(shape: ModelShape, quantization: Mapping[str, Any]) -> Mod
 
 def weights_format(quantization: Mapping[str, Any]) -> str:
     """``fp8``, ``mxfp4``, ``nvfp4``, ``int4``, ``int8``; else the name of the method, in lower case."""
-    method = str(quantization.get("quant_method", "")).lower()
+    name = str(quantization.get("quant_algo") or quantization.get("quant_method", "")).lower()
+    if known := _first_in(name, FORMATS):
+        return known
     groups = quantization.get("config_groups")
-    name = str(quantization.get("quant_algo") or method).lower()
-    for known in ("nvfp4", "mxfp4", "fp8"):
-        if known in name:
-            return known
     if isinstance(groups, Mapping) and groups:
-        formats = [_group_format(group) for group in groups.values()]
-        return min(formats, key=lambda one: DTYPE_BYTES.get(one, 2.0))
-    for known, meant in ALGORITHMS.items():
-        if known in name:
-            return meant
-    bits = quantization.get("bits", quantization.get("w_bit"))
-    if quantization.get("load_in_4bit"):
-        bits = 4
-    elif quantization.get("load_in_8bit"):
-        bits = 8
+        return min(map(_group_format, groups.values()), key=lambda one: DTYPE_BYTES.get(one, 2.0))
+    if known := _first_in(name, ALGORITHMS):
+        return known
+    loaded = {4: quantization.get("load_in_4bit"), 8: quantization.get("load_in_8bit")}
+    bits = next((bits for bits, is_so in loaded.items() if is_so), quantization.get("bits", quantization.get("w_bit")))
     if isinstance(bits, int):
         return f"int{bits}"
-    text = str([value for key, value in quantization.items() if key not in EXCLUDED]).lower()
-    return next((meant for word, meant in WORDS.items() if word in text), name)
+    return _first_in(str([value for key, value in quantization.items() if key not in EXCLUDED]).lower(), WORDS) or name
+
+
+def _first_in(text: str, meanings: Mapping[str, str]) -> str | None:
+    return next((meant for word, meant in meanings.items() if word in text), None)
 
 
 def _group_format(group: Any) -> str:

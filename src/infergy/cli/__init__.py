@@ -10,20 +10,11 @@ from typing import Any
 
 import typer
 
-from infergy.cli.failure import (
-    DEBUG,
-    as_file_error,
-    close_streams,
-    open_streams,
-    run_app,
-    show_bug,
-    show_error,
-    take_debug,
-)
+from infergy import VERSION
+from infergy.cli.failure import as_file_error, close_streams, open_streams, run_app, show_error, take_debug
 from infergy.cli.verbs import ALL, SUMMARY, Verbs
-from infergy.errors import InfergyError
+from infergy.errors import DEBUG, InfergyError
 from infergy.processes import EndedError, end_by_exception
-from infergy.version import VERSION
 
 EXIT_INTERRUPTED = 130
 GARBAGE = 300_000
@@ -110,7 +101,7 @@ def main() -> None:
         # A panic of a library in Rust is no Exception.
         if is_debugged:
             raise
-        show_bug(error, arguments)
+        show_error(InfergyError.bug(error, ["infergy", *arguments]), arguments)
         code = 1
     # typer takes an interruption for an exit of this status, and says nothing.
     if code == EXIT_INTERRUPTED:

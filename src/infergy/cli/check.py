@@ -17,7 +17,7 @@ from infergy.units import count_of, format_percent, format_si
 
 if TYPE_CHECKING:
     from infergy.records import Measurement
-    from infergy.records.check import CheckedFile, CheckedRow
+    from infergy.records.check import CheckedRow, FlaggedRow
 
 EXIT_FLAGGED = 5
 
@@ -36,36 +36,33 @@ def check(
 
     Example: infergy check mine.jsonl --rows --strict
     """
-    from infergy.records.check import Checked, CheckedFile, check_rows
+    from infergy.records.check import Checked, CheckedFile, describe_row, flag_rows
     from infergy.records.store import read_store
 
     widest = None if target is None else fraction("--target", target)
     stores = {str(path): read_store(path).rows for path in files}
-    checked = [CheckedFile(file=path, rows=check_rows(own, target=widest)) for path, own in stores.items()]
+    checked = {path: list(flag_rows(own, target=widest)) for path, own in stores.items()}
     if as_json:
-        print_json([Checked(files=tuple(checked))])
+        described = [CheckedFile(file=path, rows=tuple(map(describe_row, own))) for path, own in checked.items()]
+        print_json([Checked(files=tuple(described))])
     else:
-        for file in checked:
-            _print(file, show_rows=rows)
-    flagged = list(filter(_is_flagged_or_failed, chain.from_iterable(file.rows for file in checked)))
+        for path, own in checked.items():
+            _print(path, own, show_rows=rows)
+    flagged = [row for row in chain.from_iterable(checked.values()) if row.is_flagged_or_failed]
     if again is not None:
         _plan_again(flagged, list(chain.from_iterable(stores.values())), again, worst, widest)
     if strict and flagged:
         raise typer.Exit(EXIT_FLAGGED)
 
 
-def _is_flagged_or_failed(row: CheckedRow) -> bool:
-    return bool(row.flags or row.failure)
-
-
 def _plan_again(
-    flagged: Iterable[CheckedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
+    flagged: Iterable[FlaggedRow], measured: Sequence[Measurement], path: Path, worst: int | None, target: float | None
 ) -> None:
     from infergy.measure.control_cells import plan_again
     from infergy.records.plan import MeasureOptions
 
-    widest = sorted(flagged, key=lambda row: -math.inf if row.uncertainty is None else -row.uncertainty.half_width)
-    cells = list(dict.fromkeys(row.cell_id for row in widest))[:worst]
+    widest = sorted(flagged, key=lambda one: -math.inf if one.uncertainty is None else -one.uncertainty.half_width)
+    cells = list(dict.fromkeys(one.row.cell_id for one in widest))[:worst]
     if not cells:
         typer.echo(f"{path}: not written, no cell is flagged or failed", err=True)
         return
@@ -74,21 +71,20 @@ def _plan_again(
     typer.echo(f"{path}: {count} and their control cells. Measure: infergy measure {path} -o NEW.jsonl", err=True)
 
 
-def _print(checked: CheckedFile, *, show_rows: bool) -> None:
+def _print(path: str, rows: Sequence[FlaggedRow], *, show_rows: bool) -> None:
+    from infergy.records.check import describe_row
     from infergy.records.flags import CODES
 
-    flags = [flag for row in checked.rows for flag in row.flags]
-    flagged = sum(bool(row.flags) for row in checked.rows)
-    failed = sum(bool(row.failure) for row in checked.rows)
-    failures = f", {failed} failed" if failed else ""
-    typer.echo(f"{checked.file}: {count_of(len(checked.rows), 'row')}, {flagged} flagged{failures}")
+    flags = [flag for row in rows for flag in row.flags]
+    flagged, failed = sum(bool(row.flags) for row in rows), sum(row.row.failure is not None for row in rows)
+    typer.echo(f"{path}: {count_of(len(rows), 'row')}, {flagged} flagged{f', {failed} failed' if failed else ''}")
     counts, fixes = Counter(flag.code for flag in flags), {flag.code: flag.fix for flag in reversed(flags)}
     for code in sorted(counts, key=list(CODES).index):
         typer.echo(f"  {code}, {count_of(counts[code], 'row')}: {CODES[code]}. Fix: {fixes[code]}")
     if show_rows:
-        for row in checked.rows:
-            _print_row(row)
-    elif any(map(_is_flagged_or_failed, checked.rows)):
+        for row in rows:
+            _print_row(describe_row(row))
+    elif flagged or failed:
         typer.echo("  Which rows, and their values: --rows")
 
 

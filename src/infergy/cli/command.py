@@ -16,7 +16,7 @@ import typer
 from infergy.cli.measure import check_meter
 from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, with_options
 from infergy.errors import MeterError, UsageError
-from infergy.outputs import append_line, check_output
+from infergy.files import append_line, check_output
 from infergy.processes import ENDING
 from infergy.units import format_duration, format_number, format_si, without_secrets
 

@@ -61,7 +61,8 @@ def compare(
         b = _read([path])
         a = _read(others, _gpu_of(b))
     is_table = measure or len(given) == 1
-    found = run_compare(_of_same_cells(a, b) if is_table else a, b)
+    of_b = {row.cell_id for row in b}
+    found = run_compare([row for row in a if row.cell_id in of_b or not is_table], b)
     if as_json:
         print_json([found])
     else:
@@ -102,11 +103,6 @@ def _gpu_of(rows: Sequence[Measurement]) -> str | None:
 
     names = [gpu.name for row in rows for gpu in row.environment.gpus]
     return catalog_name(names[0]) if names else None
-
-
-def _of_same_cells(a: Sequence[Measurement], b: Sequence[Measurement]) -> list[Measurement]:
-    wanted = {row.cell_id for row in b}
-    return [row for row in a if row.cell_id in wanted]
 
 
 def _advise(found: Comparison, a: Sequence[Measurement], b: Sequence[Measurement], files: Sequence[Path]) -> None:

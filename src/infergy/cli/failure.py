@@ -6,10 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import platform
-import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +14,9 @@ from typing import Any
 
 import typer
 
-from infergy.errors import DataError, InfergyError, UsageError
-from infergy.version import VERSION
+from infergy.errors import DEBUG, DataError, InfergyError, UsageError
 
 ERROR_SCHEMA = "infergy.error/1"
-DEBUG = "--debug"
-LONGEST_SHOWN = 500
-"""Characters of a foreign error, and of a command line, in the report of a bug."""
 
 # typer's own base of all that is wrong with a command line, which it does not export.
 PARSING_ERRORS: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -116,21 +109,6 @@ def show_error(error: InfergyError, arguments: Sequence[str]) -> None:
         text = json.dumps({"schema": ERROR_SCHEMA} | to_json(ErrorReport(error=facts)), default=str)
     with contextlib.suppress(OSError):
         typer.echo(text, err=True)
-
-
-def show_bug(error: BaseException, arguments: Sequence[str]) -> None:
-    """Print an error that was not foreseen: what it is, where, and the command."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "infergy" in frame.filename]
-    place = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "unknown"
-    command = shlex.join(["infergy", *arguments])[:LONGEST_SHOWN]
-    reason = f"{type(error).__name__}: {error}"[:LONGEST_SHOWN]
-    versions = f"infergy {VERSION}, Python {platform.python_version()}, {platform.system()}"
-    message = (
-        f"this is an error in infergy, not in what you typed: {reason} ({place})\n  command: {command}\n"
-        f"  version: {versions}\nPlease report these lines, with the file if you can. The stack: {DEBUG}"
-    )
-    bug = InfergyError(message, code="bug", command=command, version=versions, place=place, reason=reason)
-    show_error(bug, arguments)
 
 
 def _as_usage_error(error: Any) -> UsageError:

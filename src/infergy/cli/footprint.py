@@ -16,8 +16,7 @@ from infergy.errors import UsageError
 from infergy.units import JOULES_PER_KWH, count_of, format_number, format_si
 
 if TYPE_CHECKING:
-    from infergy.estimates.carbon import Intensity
-    from infergy.estimates.footprint import Amount, Footprint, Site
+    from infergy.estimates.footprint import Amount, Footprint, Intensity, Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,7 @@ class FootprintSelection:
             return None
         if needs_runs:
             raise UsageError.conflict(given, "of runs alone, and --method ceiling has none: leave it out")
-        from infergy.estimates.carbon import parse_intensity
-        from infergy.estimates.footprint import Site
+        from infergy.estimates.footprint import Site, parse_intensity
 
         return Site(
             pue=1.0 if self.pue is None else self.pue,

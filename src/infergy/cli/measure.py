@@ -282,8 +282,7 @@ def _resolve(
         cells = replace(cells, gpu=gpu_here()) if here else cells
         sources: Sequence[str | None] = names or [None]
         return make_plan(*(_grid(source, cells, measuring, quick=quick) for source in sources))
-    from infergy.measure.validation import check_contents
-    from infergy.records import Plan
+    from infergy.measure.validation import check_contents, load_plan
 
     if len(names) > 1:
         message = f"{path} is a plan, already resolved: it stands alone. Name the grids that it came from"
@@ -292,7 +291,7 @@ def _resolve(
     if given:
         message = f"{path} is a plan, already resolved; give these to its grid instead: {', '.join(given)}"
         raise UsageError(message, code="plan-is-resolved", plan=path, options=given)
-    loaded = Plan.load(_existing(path))
+    loaded = load_plan(_existing(path))
     # Whether an engine can load its models shows when it is measured.
     check_contents(loaded, simulate=True)
     return loaded

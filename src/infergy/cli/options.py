@@ -157,18 +157,17 @@ class TraceFormat:
             requests=self.requests_column,
             time_unit_s=None if self.time_unit is None else UNITS_S[self.time_unit],
         )
-        given = {"requests": requests, "seed": self.seed, "tokenizer": self.tokenizer if of_task else None}
-        if getattr(self, "rate", None) is not None and not of_task:
-            # It is of the random arrivals.
-            del given["seed"]
+        # With random arrivals the seed is theirs.
+        seed = None if getattr(self, "rate", None) is not None and not of_task else self.seed
+        given = {"requests": requests, "seed": seed, "tokenizer": self.tokenizer if of_task else None}
         task: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return {
-            "format": self.format,
-            "columns": None if columns == Columns() else columns,
-            "task": TaskOptions(**task) if task else None,
-            **({} if of_task or self.tokenizer is None else {"tokenizer": self.tokenizer}),
-            **({} if self.bad_rows is None else {"bad_rows": fraction("--bad-rows", self.bad_rows, least=0.0)}),
-        }
+        found: dict[str, Any] = {"format": self.format, "columns": None if columns == Columns() else columns}
+        found |= {"task": TaskOptions(**task) if task else None}
+        if self.tokenizer is not None and not of_task:
+            found |= {"tokenizer": self.tokenizer}
+        if self.bad_rows is not None:
+            found |= {"bad_rows": fraction("--bad-rows", self.bad_rows, least=0.0)}
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from infergy.errors import MissingError, UsageError
-from infergy.outputs import write_file
+from infergy.files import write_file
 from infergy.units import count_of, printable
 
 if TYPE_CHECKING:
@@ -94,23 +94,14 @@ def make_table(
 
     kept = list(rows)
     shown: Any = None if title is None else plain(title)
-    table = Table(
-        title=shown,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(heads):
-        is_remark = number >= left and not head
+        if number >= left and not head:
+            table.add_column(plain(head))
+            continue
         column = (head, *(str(row[number]) for row in kept if row is not None))
         width = max(cell_len(line) for cell in column for line in cell.split("\n"))
-        table.add_column(
-            plain(head),
-            justify="left" if number < left or is_remark else "right",
-            no_wrap=not is_remark,
-            min_width=None if is_remark else width,
-        )
+        table.add_column(plain(head), justify="left" if number < left else "right", no_wrap=True, min_width=width)
     for row in kept:
         if row is None:
             table.add_section()

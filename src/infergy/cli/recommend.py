@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from infergy.cli.capacity import limit_name, print_capacity
 from infergy.cli.footprint import FootprintSelection, print_footprints
 from infergy.cli.options import (
     ExplainOption,
@@ -29,7 +29,8 @@ from infergy.errors import UsageError
 from infergy.units import DAYS_OF_MONTH, JOULES_PER_KWH, format_latency, format_number, format_percent, format_si
 
 if TYPE_CHECKING:
-    from infergy.estimates.limits import Limits
+    from infergy.estimates.capacity import Capacity, Schedule
+    from infergy.estimates.latency import Limits
     from infergy.estimates.recommendation import Configuration, Recommendation, Saving, Searched
     from infergy.estimates.vllm_command import TypedServer
 
@@ -83,20 +84,21 @@ def recommend(
     from infergy.estimates.search import fewest_gpus
 
     limits = _limits({"--ttft-p99": ttft_p99, "--tpot-p99": tpot_p99, "--e2e-p99": e2e_p99})
-    site = footprint.site()
-    typed, wanted = typed_options(context), None if gpus is None else _numbers(gpus)
+    site, wanted = footprint.site(), None if gpus is None else _numbers(gpus)
+    command = None if present is None else _typed(present, servers, typed_options(context))
     specs = servers.specs()
-    command = None if present is None else _typed(present, servers, typed)
     kinds = tuple(dict.fromkeys(spec.gpu for spec in specs))
-    others = [] if len(specs) == len(kinds) else specs[1:]
+    others = specs[1:] if len(specs) > len(kinds) else []
     if others and (gpus or present):
         message = "several servers are compared as they are: leave out --gpus and --present, or name one server"
         raise UsageError(message, code="options-conflict", options=["--gpus" if gpus else "--present"])
     table, sample = measured.load(), trace.open(source)
     now = specs[0] if command is None else command.spec
-    if command is None and not others and not {"tensor_parallel_size", "replicas"} & set(typed):
+    if not (command or others or {"tensor_parallel_size", "replicas"} & set(typed_options(context))):
         now = fewest_gpus(plain_spec(now), sample, table)
-    changes = {"kinds": kinds, "keep_outputs": keep_outputs} | ({} if wanted is None else {"gpus": wanted})
+    changes: dict[str, Any] = {"kinds": kinds, "keep_outputs": keep_outputs}
+    if wanted is not None:
+        changes["gpus"] = wanted
     with counting("simulations") as progress:
         found = search(
             sample,
@@ -108,28 +110,23 @@ def recommend(
             keep_outputs=keep_outputs,
             site=site,
             capacity=capacity,
-            processes=_cores(),
+            processes=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             progress=progress,
         )
     if as_json:
         print_json([found])
-    else:
-        # Random arrivals are not those of a trace, so there is nothing to replay.
-        is_random = trace.rate is not None and not trace.all_of(trace.opened(source)).is_timed
-        replay = "" if is_random else _replay_of(found, source, context)
-        _print(found, command, wanted, replay=replay, explain=explain)
+        return
+    # Random arrivals are not those of a trace, so there is nothing to replay.
+    is_random = trace.rate is not None and not trace.all_of(trace.opened(source)).is_timed
+    replay = "" if is_random else _replay_of(found, source, context)
+    _print(found, command, wanted, replay=replay, explain=explain)
 
 
 def _limits(given: Mapping[str, str | None]) -> Limits:
-    from infergy.estimates.limits import Limits
+    from infergy.estimates.latency import Limits
 
     known = {option: _seconds(option, text) for option, text in given.items() if text is not None}
     return Limits(**{option[2:].replace("-", "_") + "_s": limit_s for option, limit_s in known.items()})
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _typed(present: str, servers: ServerSelection, typed: Mapping[str, str]) -> TypedServer:
@@ -317,3 +314,49 @@ def _remarks(one: Configuration, found: Recommendation) -> str:
     remarks += [] if one.label == found.present or one.saving.is_significant else ["no significant difference"]
     remarks += [] if one.estimate.run.measured_share else ["not measured"]
     return "; ".join(remarks)
+
+
+HOUR_S = 3600
+
+
+def print_capacity(capacity: Iterable[Capacity], recommended: str | None) -> None:
+    """A line for each configuration, and the replicas by hour of the recommended one."""
+    for one in capacity:
+        typer.echo(_line(one))
+    for one in capacity:
+        if one.label == recommended and one.schedule is not None:
+            _print_schedule(one.schedule)
+
+
+def limit_name(limit: str) -> str:
+    """``ttft_p99_s`` as ``TTFT p99``."""
+    kind, percentile, _ = limit.split("_")
+    return f"{kind.upper()} {percentile}"
+
+
+def _line(one: Capacity) -> str:
+    if one.rate_per_s is None:
+        return f"{one.label}: no rate within the limits: {one.reason}"
+    rate = f"{format_number(one.rate_per_s)} requests/s within the limits"
+    if not one.binds:
+        return f"{one.label} holds at least {rate}: the trace is too short for a higher rate"
+    binds = ("its queue grows" if name == "overload" else f"{limit_name(name)} is over" for name in one.binds)
+    return f"{one.label} holds up to {rate}; above, {' and '.join(binds)}"
+
+
+def _print_schedule(schedule: Schedule) -> None:
+    energy, all_j = format_si(schedule.energy_j, "J"), format_si(schedule.constant_j, "J")
+    saved = format_percent(1 - schedule.energy_j / schedule.constant_j)
+    typer.echo(f"Replicas by hour: {energy}, {all_j} with {schedule.replicas} all the time: {saved} saved")
+    print_table(("Hours", "Requests/s", "Replicas", "Energy"), _rows(schedule))
+    print_notes(schedule.notes)
+
+
+def _rows(schedule: Schedule) -> Iterator[tuple[str, ...]]:
+    """Hours with equal counts are joined."""
+    for count, group in groupby(schedule.hours, lambda hour: hour.replicas):
+        hours = [*group]
+        first, last = (round(hour.start_s / HOUR_S) for hour in (hours[0], hours[-1]))
+        each = [hour.rate_per_s for hour in hours]
+        rates = dict.fromkeys(map(format_number, (min(each), max(each))))
+        yield f"{first} .. {last + 1}", " .. ".join(rates), str(count), format_si(sum(h.energy_j for h in hours), "J")

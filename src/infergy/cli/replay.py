@@ -28,8 +28,8 @@ from infergy.cli.options import (
 from infergy.cli.output import NONE, print_json, print_notes, print_table, rejected_notes
 from infergy.cli.server_options import MeasuredSelection
 from infergy.errors import DataError, MissingError, UsageError
+from infergy.files import check_output
 from infergy.meters import open_meter
-from infergy.outputs import check_output
 from infergy.units import count_of, format_duration, format_latency, format_percent, format_si
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ def _resolve(
 ) -> tuple[Plan, str]:
     """The plan that is named or that the options make, and the GPU to predict for."""
     from infergy.catalog import get_gpu
-    from infergy.records import Plan
+    from infergy.measure.validation import load_plan
 
     gpu = get_gpu(target.gpu or gpu_here() or DEFAULT_GPU).name
     if kind == "plan":
-        plan = Plan.load(Path(source))
+        plan = load_plan(Path(source))
         return plan, gpu if target.gpu else plan.gpu or gpu
     return _plan(source, trace, target, gpu, endpoint.open()), gpu
 

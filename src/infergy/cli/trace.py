@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +54,11 @@ def trace(
 
     What padding wastes: infergy trace task:translation --batch 32
     """
-    binned = [source for source in sources if find_histogram(source) is not None]
-    if bins != BinSelection():
+    is_binned = bins != BinSelection()
+    if is_binned or any(find_histogram(source) is not None for source in sources):
         if batch is not None:
-            raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, "give them in two commands")
-        _bins(sources, reading, bins, spark=spark, as_json=as_json)
-        return
-    if binned and batch is not None:
-        message = f"{binned[0]} is a histogram, whose requests have no order that batches could be of"
-        raise UsageError.conflict({"--batch": batch}, message)
-    if binned:
+            message = "counts over bins have no order of requests that batches could be of"
+            raise UsageError.conflict({"--batch": batch, "--bins": bins.bins or "custom"}, message)
         _bins(sources, reading, bins, spark=spark, as_json=as_json)
         return
     if spark is not None:
@@ -91,21 +86,23 @@ def _print(summaries: Sequence[TraceSummary]) -> None:
         _print_padding(padded)
         typer.echo("Continuous batching (vllm) pads nothing.")
     for summary in summaries:
-        if summary.lengths_from is not None:
-            typer.echo(f"{summary.source}: {summary.lengths_from}")
-        for note in reading_notes(summary.time_unit, summary.assumed):
+        for note in _remarks(summary):
             typer.echo(f"{summary.source}: {note}")
-        if summary.unreadable_rows:
-            typer.echo(f"{summary.source}: {_unreadable(summary.unreadable_rows)}")
-        if summary.stream_chunks:
-            chunks = count_of(summary.stream_chunks, "row")
-            typer.echo(
-                f"{summary.source}: {chunks} that repeat the id of an answer left out: its last counts are taken"
-            )
         if summary.arrival_reason:
             typer.echo(f"{summary.source}: no arrival rate: {summary.arrival_reason}", err=True)
         if summary.attribution:
             typer.echo(summary.attribution, err=True)
+
+
+def _remarks(summary: TraceSummary) -> Iterator[str]:
+    if summary.lengths_from is not None:
+        yield summary.lengths_from
+    yield from reading_notes(summary.time_unit, summary.assumed)
+    if summary.unreadable_rows:
+        yield _unreadable(summary.unreadable_rows)
+    if summary.stream_chunks:
+        chunks = count_of(summary.stream_chunks, "row")
+        yield f"{chunks} that repeat the id of an answer left out: its last counts are taken"
 
 
 def _overview(one: TraceSummary) -> tuple[str, ...]:

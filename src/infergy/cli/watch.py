@@ -21,7 +21,7 @@ from infergy.cli.measure import check_meter
 from infergy.cli.options import MeterOption, SimulateOption, argument, flag, option, seconds_of, with_options
 from infergy.cli.output import NONE, make_table
 from infergy.errors import UsageError
-from infergy.outputs import append_line, check_output
+from infergy.files import append_line, check_output
 from infergy.units import format_interval, format_latency, format_number, format_percent, format_si, parse_count
 
 if TYPE_CHECKING:

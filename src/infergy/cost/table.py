@@ -25,8 +25,7 @@ from infergy.catalog.shape import ModelShape
 from infergy.cost.constants import Column, Fit, published_fit
 from infergy.cost.work import ExpertKernel, ServerWork, server_work
 from infergy.errors import DataError
-from infergy.files import parse_json
-from infergy.outputs import write_file
+from infergy.files import parse_json, write_file
 from infergy.units import count_of
 
 if TYPE_CHECKING:

@@ -6,9 +6,11 @@ a matmul depends on its operands. So infergy draws them itself, after loading, i
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 STANDARD_DEVIATION = 0.02
 """The usual `initializer_range` of Hugging Face configurations."""
+
+TEMPORARY = "infergy-model-"
+"""How the names of temporary folders begin, before the process."""
 
 UNIFORM_BOUND = 1e-3
 """That of vLLM's `load_format="dummy"`."""
@@ -40,7 +45,7 @@ def config_folder(config: Mapping[str, Any]) -> Path:
 
     It lies in the user's cache (`XDG_CACHE_HOME`, else ``~/.cache``). vLLM finds the graphs it compiled before by the
     path of their model: from a new folder each time it compiles again, 45 s for Llama-3.1-8B on an H200. If the cache
-    cannot be written, it is a temporary folder.
+    cannot be written, it is a temporary folder, removed when the process ends.
     """
     text = json.dumps(without_quantization(config), sort_keys=True, indent=1)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -48,9 +53,16 @@ def config_folder(config: Mapping[str, Any]) -> Path:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infergy" / "models" / name
         _write(folder, text)
     except (OSError, RuntimeError):
-        folder = Path(tempfile.mkdtemp(prefix="infergy-model-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
+        atexit.register(remove_folders, os.getpid())
         _write(folder, text)
     return folder
+
+
+def remove_folders(process: int) -> None:
+    """Remove the temporary folders of a process, which may have been killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}{process}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(folder: Path, text: str) -> None:

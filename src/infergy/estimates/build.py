@@ -19,7 +19,7 @@ from infergy.cost.step import compress
 from infergy.cost.table import Origin, ServedBy, Table, TableEntry
 from infergy.errors import DataError, MeterError
 from infergy.records import GREEDY, Measurement, PlannedCell, result_of
-from infergy.records.facts import find_idle_power
+from infergy.records.check import find_idle_power
 from infergy.records.store import StoreContents, read_store
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits

@@ -16,7 +16,7 @@ import numpy as np
 
 from infergy.cost.table import Table
 from infergy.estimates.estimate import serve_sample
-from infergy.estimates.limits import OVERLOADED, Limits
+from infergy.estimates.latency import OVERLOADED, Limits
 from infergy.estimates.load import overload_of
 from infergy.estimates.search import COARSE, SHORTEST_S, Asked, thin
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server

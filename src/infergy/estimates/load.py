@@ -16,8 +16,7 @@ from infergy.cost.step import sums_of
 from infergy.cost.table import box_of
 from infergy.estimates.servers import OpenServer
 from infergy.serving.config import EngineConfig
-from infergy.serving.run import Run, Runs, steps_of, total
-from infergy.serving.timeline import Timeline, timeline_of
+from infergy.serving.run import Run, Runs, Timeline, steps_of, timeline_of, total
 from infergy.units import count_of, format_duration
 from infergy.workload.requests import Requests, Window
 

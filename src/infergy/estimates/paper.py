@@ -34,6 +34,7 @@ from infergy.workload.bins import POWERS_OF_TWO, Bins, Histogram
 
 CEILING_SCHEMA = "infergy.ceiling/1"
 BASELINE = "transformers"
+"""Engine that savings refer to; it is served too where it was not asked for."""
 """The unoptimised engine of the study: PyTorch, not compiled."""
 Z90 = 1.645
 
@@ -118,7 +119,6 @@ def estimate_paper(
     bins: str | Bins = POWERS_OF_TWO,
     ideal: str = DENSE,
     rare: str = FRACTIONAL,
-    baseline: str = BASELINE,
 ) -> PaperEstimate:
     """Estimate what a trace draws by the study's method.
 
@@ -129,7 +129,6 @@ def estimate_paper(
         bins: ``powers-of-two``, which leaves no request out, ``paper``, or edges.
         ideal: ``dense`` (FLOPs at the dense bfloat16 peak), ``paper`` (at the vendor's headline), or ``roofline``.
         rare: ``fractional``: N / B of a batch; ``whole``: batches are whole.
-        baseline: Engine that savings refer to; it is served too where it is not among `servers`.
 
     Raises:
         UsageError: A name or an option is unknown, a model does not fit, or the GPU has no figure of this ideal.
@@ -148,7 +147,7 @@ def estimate_paper(
                 "the study's method serves one batch after the other on one server; --method runs serves replicas",
             )
     served = [ServedBins(open_server(spec, table), histogram, rare) for spec in specs]
-    bases = _Bases(served, lambda spec: ServedBins(open_server(spec, table), histogram, rare, brackets=False), baseline)
+    bases = _Bases(served, lambda spec: ServedBins(open_server(spec, table), histogram, rare, brackets=False))
     left_out = histogram.left_out.requests if histogram.left_out else 0
     return PaperEstimate(
         source=histogram.source,
@@ -157,7 +156,7 @@ def estimate_paper(
         bins=histogram.bins,
         ideal=ideal,
         rare=rare,
-        baseline=baseline,
+        baseline=BASELINE,
         servers=tuple(_result(own, served, histogram, ideal, bases) for own in served),
     )
 
@@ -165,12 +164,12 @@ def estimate_paper(
 class _Bases:
     """The baseline of each server: that of its model and GPUs, opened where it was not asked for."""
 
-    def __init__(self, served: Sequence[ServedBins], serve: Callable[[ServerSpec], ServedBins], engine: str) -> None:
-        self.engine, self._serve = engine, serve
+    def __init__(self, served: Sequence[ServedBins], serve: Callable[[ServerSpec], ServedBins]) -> None:
+        self._serve = serve
         self._known: dict[tuple[str, str, int], ServedBins | str] = {
             hardware_of(own): own
             for own in reversed(served)
-            if replace(own.server.setup, tensor_parallel=1).label == engine
+            if replace(own.server.setup, tensor_parallel=1).label == BASELINE
         }
 
     def of(self, own: ServedBins) -> ServedBins | str:
@@ -180,7 +179,7 @@ class _Bases:
             options = EngineOptions(tensor_parallel_size=own.server.setup.tensor_parallel)
             try:
                 self._known[key] = self._serve(
-                    replace(own.server.spec, engine=self.engine, precision=None, options=options)
+                    replace(own.server.spec, engine=BASELINE, precision=None, options=options)
                 )
             except InfergyError as error:
                 self._known[key] = str(error)
@@ -226,7 +225,7 @@ def _saving(own: ServedBins, bases: _Bases) -> tuple[tuple[float | None, float |
         or base.energy_j is None
         or [bool(b.batch) for b in own.bins] != [bool(b.batch) for b in base.bins]
     ):
-        return (None, None, None), f"{bases.engine} serves other bins"
+        return (None, None, None), f"{BASELINE} serves other bins"
     left = own.energy_j / base.energy_j
     half = Z90 * log_ratio_sd(own.costed(), base.costed())
     return (1 - left, 1 - left * math.exp(half), 1 - left * math.exp(-half)), None

@@ -17,6 +17,7 @@ from infergy.catalog import Gpu, ModelShape, get_model
 from infergy.cost.model import CostedRun
 from infergy.errors import UsageError
 from infergy.estimates.servers import OpenServer
+from infergy.records import DEFAULT_DTYPE
 from infergy.serving.config import EngineConfig
 from infergy.serving.run import Run, join_columns
 from infergy.serving.simulate import requests_of_lengths
@@ -190,7 +191,9 @@ class ServedBins:
 def _count(sample: Sample, bins: str | Bins) -> Histogram:
     """Count the requests of a sample by output and by the input that costs prefill; windows by their weight."""
     windows = [(window.requests, window.weight) for window in sample.windows]
-    inputs = np.concatenate([_uncached(requests) for requests, _ in windows])
+    inputs = np.concatenate(
+        [one.input_tokens - (0 if one.cached_tokens is None else one.cached_tokens) for one, _ in windows]
+    )
     outputs = np.concatenate([requests.output_tokens for requests, _ in windows])
     weights = np.repeat([weight for _, weight in windows], [len(requests) for requests, _ in windows])
     if isinstance(bins, str):
@@ -218,10 +221,6 @@ def _count(sample: Sample, bins: str | Bins) -> Histogram:
     )
 
 
-def _uncached(requests: Requests) -> Any:
-    return requests.input_tokens if requests.cached_tokens is None else requests.input_tokens - requests.cached_tokens
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ideal:
     """A stated reference for the same work, not a physical floor.
@@ -240,21 +239,19 @@ class Ideal:
     basis: str
 
 
-def flops_ideal(
-    histogram: Histogram, shape: ModelShape, gpu: Gpu, *, headline: bool = False, dtype: str = "bfloat16"
-) -> Ideal:
+def flops_ideal(histogram: Histogram, shape: ModelShape, gpu: Gpu, *, headline: bool = False) -> Ideal:
     """E = TDP / peak × sum over bins of N(I*, O*) × FLOPs(I*, O*), each request at its bin's upper corner.
 
-    FLOPs are `ModelShape.request_flops` with causal attention; the peak is the GPU's dense one at `dtype`. With
+    FLOPs are `ModelShape.request_flops` with causal attention; the peak is the GPU's dense one in bfloat16. With
     `headline` both are as in the study: the vendor's headline, which counts sparsity (309.7 TFLOP/s for the RTX A6000)
     and may be of another dtype, and attention over the full square, as its profiler counts.
     What the histogram leaves out is left out here.
 
     Raises:
-        UsageError: The GPU has no such dtype, or no headline that counts sparsity.
+        UsageError: The GPU has no headline that counts sparsity.
     """
     if not headline:
-        peak, kind = gpu.dense_flops(dtype), f"dense {dtype}"
+        peak, kind = gpu.dense_flops(DEFAULT_DTYPE), f"dense {DEFAULT_DTYPE}"
     elif gpu.headline_flops is None:
         message = (
             f"{gpu.title} has no headline peak to set beside the study's: {gpu.headline_basis}. "
@@ -274,9 +271,7 @@ def flops_ideal(
     return Ideal(energy_j=flops / peak * gpu.tdp_w, duration_s=flops / peak, basis=basis)
 
 
-def roofline_ideal(
-    histogram: Histogram, shape: ModelShape, gpu: Gpu, batch_of: Callable[[Bin], int], *, dtype: str = "bfloat16"
-) -> Ideal:
+def roofline_ideal(histogram: Histogram, shape: ModelShape, gpu: Gpu, batch_of: Callable[[Bin], int]) -> Ideal:
     """TDP × the time that FLOPs or bytes take at the peak rates, whichever is longer, in prefill and in decode.
 
     Each phase of a batch counts as one block in which computing and moving overlap wholly (Williams et al., "Roofline",
@@ -284,9 +279,9 @@ def roofline_ideal(
     `ModelShape.output_bytes`. A bin of N requests takes N / `batch_of`(bin) batches, a fraction of one included.
 
     Raises:
-        UsageError: The GPU has no such dtype, or a batch is below 1.
+        UsageError: A batch is below 1.
     """
-    peak = gpu.dense_flops(dtype)
+    peak = gpu.dense_flops(DEFAULT_DTYPE)
     duration_s = 0.0
     for count in histogram.counts:
         batch = batch_of(count.bin)
@@ -298,19 +293,20 @@ def roofline_ideal(
                 batch=batch,
                 lengths=[count.bin.input_tokens, count.bin.output_tokens],
             )
-        duration_s += count.requests / batch * _batch_s(shape, gpu, count.bin, batch, peak, dtype)
+        duration_s += count.requests / batch * _batch_s(shape, gpu, count.bin, batch, peak)
     basis = (
-        f"a reference, not a floor: FLOPs at {format_si(peak, 'FLOP/s', 4)} (dense {dtype}) or bytes at "
+        f"a reference, not a floor: FLOPs at {format_si(peak, 'FLOP/s', 4)} (dense {DEFAULT_DTYPE}) or bytes at "
         f"{format_si(gpu.memory_bandwidth, 'B/s', 4)}, whichever take longer, and TDP ({gpu.tdp_w:g} W) of {gpu.title}"
     )
     return Ideal(energy_j=duration_s * gpu.tdp_w, duration_s=duration_s, basis=basis)
 
 
-def _batch_s(shape: ModelShape, gpu: Gpu, corner: Bin, batch: int, peak: float, dtype: str) -> float:
+def _batch_s(shape: ModelShape, gpu: Gpu, corner: Bin, batch: int, peak: float) -> float:
     inputs, outputs = corner.input_tokens, corner.output_tokens
-    moved_once = shape.step_weight_bytes(batch * inputs, dtype) + batch * inputs * shape.kv_bytes_per_token(dtype)
+    cached = batch * inputs * shape.kv_bytes_per_token(DEFAULT_DTYPE)
+    moved_once = shape.step_weight_bytes(batch * inputs, DEFAULT_DTYPE) + cached
     prefill = (batch * shape.prefill_flops(inputs), moved_once)
-    decode = (batch * shape.output_flops(inputs, outputs), shape.output_bytes(inputs, outputs, batch, dtype))
+    decode = (batch * shape.output_flops(inputs, outputs), shape.output_bytes(inputs, outputs, batch, DEFAULT_DTYPE))
     return sum(max(flops / peak, moved / gpu.memory_bandwidth) for flops, moved in (prefill, decode))
 
 

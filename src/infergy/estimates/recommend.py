@@ -30,7 +30,7 @@ from infergy.estimates.candidates import (
 from infergy.estimates.capacity import Capacity, serve_rates
 from infergy.estimates.estimate import facts_of, sample_of
 from infergy.estimates.footprint import Site
-from infergy.estimates.limits import OVERLOADED, REJECTS, Limits
+from infergy.estimates.latency import OVERLOADED, REJECTS, Limits
 from infergy.estimates.recommendation import (
     Configuration,
     Recommendation,
@@ -143,20 +143,12 @@ class _Search:
 
     def serve(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> None:
         """Serve configurations whole that are not known yet; with `is_strict` one that cannot serve is an error."""
-        chosen: dict[str, ServerSpec] = {}
-        for spec in map(plain_spec, specs):
-            if self.keep_outputs and spec.precision != self.present.precision:
-                continue
-            try:
-                server = open_server(spec, self.pool.asked.table)
-            except UsageError as error:
-                if is_strict:
-                    raise
-                self._leave_out(spec, error)
-                continue
-            known = [_identity(other) for other in self.servers.values()]
-            if _identity(server) not in known:
-                chosen[label_of(server)] = spec
+        wanted = [
+            spec for spec in map(plain_spec, specs) if not self.keep_outputs or spec.precision == self.present.precision
+        ]
+        known = [_identity(other) for other in self.servers.values()]
+        opened = self._open(wanted, is_strict=is_strict)
+        chosen = {label_of(server): spec for spec, server in opened if _identity(server) not in known}
         for label, whole in zip(chosen, self.pool.serve(chosen.values()), strict=True):
             if not isinstance(whole, UsageError):
                 self._keep(whole)
@@ -211,6 +203,18 @@ class _Search:
         self.servers[label], self.whole[label] = server, whole
         return label
 
+    def _open(self, specs: Iterable[ServerSpec], *, is_strict: bool = False) -> Iterator[tuple[ServerSpec, OpenServer]]:
+        """Those that can serve; the others are left out, with their reason."""
+        for spec in specs:
+            try:
+                server = open_server(spec, self.pool.asked.table)
+            except UsageError as error:
+                if is_strict:
+                    raise
+                self._leave_out(spec, error)
+            else:
+                yield spec, server
+
     def _leave_out(self, spec: ServerSpec, error: UsageError) -> None:
         self.pruned += 1
         size = spec.options.tensor_parallel_size
@@ -222,12 +226,7 @@ class _Search:
         run = self.whole[self.now].estimate.run
         budget_j = HOPELESS * run.energy_j if not self._breaks(self.whole[self.now]) else math.inf
         span_s = self.pool.asked.sample.duration_s or 0.0
-        for spec in specs:
-            try:
-                server = open_server(spec, self.pool.asked.table)
-            except UsageError as error:
-                self._leave_out(spec, error)
-                continue
+        for spec, server in self._open(specs):
             idle_j = server.cost.idle_w * spec.replicas * span_s
             if idle_j > budget_j and spec != self.present:
                 self.pruned += 1
@@ -271,18 +270,15 @@ class _Search:
 
     def _next(self) -> list[ServerSpec]:
         """The best two of few layouts: those that may take less than what keeps the limits, all while nothing does."""
-        kept = [whole for whole in self.whole.values() if not self._breaks(whole)]
-        best = min(kept, key=lambda whole: whole.estimate.run.energy_j).spec if kept else None
-        least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
-
-        def rank(one: Screened) -> tuple[float, ...]:
-            over = one.is_overloaded, one.over
-            return (0.0, one.energy_j) if self._is_near(one) else (1.0, *over, one.energy_j)
-
+        rest = sorted((one for one in self.screened if one.spec not in self.tried), key=lambda one: one.energy_j)
+        if kept := [whole for whole in self.whole.values() if not self._breaks(whole)]:
+            best = min(kept, key=lambda whole: whole.estimate.run.energy_j).spec
+            least_j = next((one.energy_j for one in self.screened if one.spec == best), math.inf)
+            rest = [one for one in rest if self._is_near(one) and one.energy_j < least_j]
         groups: dict[object, list[ServerSpec]] = {}
-        for one in sorted((one for one in self.screened if one.spec not in self.tried), key=rank):
-            if not kept or (self._is_near(one) and one.energy_j < least_j):
-                groups.setdefault(layout_of(one.spec), []).append(one.spec)
+        rest.sort(key=lambda one: (0.0,) if self._is_near(one) else (1.0, one.is_overloaded, one.over))
+        for one in rest:
+            groups.setdefault(layout_of(one.spec), []).append(one.spec)
         return [spec for group in [*groups.values()][:GROUPS] for spec in group[:2]]
 
     def _is_near(self, one: Screened) -> bool:
@@ -295,7 +291,8 @@ class _Search:
     def _pareto_of_windows(self) -> list[Screened]:
         """At most `GROUPS` that may be in the Pareto set."""
         near = [one for one in self.screened if self._is_near(one)]
-        kept = pareto_front([(one.energy_j, one.e2e_p99_s, _gpus(one.spec), one) for one in near])
+        gpus = [one.spec.replicas * one.spec.options.tensor_parallel_size for one in near]
+        kept = pareto_front([(one.energy_j, one.e2e_p99_s, own, one) for one, own in zip(near, gpus, strict=True)])
         every = -(-len(kept) // GROUPS) or 1
         return kept[::every]
 
@@ -398,7 +395,3 @@ def _identity(server: OpenServer) -> tuple[Any, ...]:
     """What makes two servers one: all that they run with."""
     spec, setup = server.spec, loaded_setup(server.setup)
     return setup, spec.gpu, tuple(server.config.options().items()), spec.replicas, spec.router
-
-
-def _gpus(spec: ServerSpec) -> int:
-    return spec.replicas * spec.options.tensor_parallel_size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from infergy.errors import UsageError
 from infergy.estimates.capacity import Capacity
 from infergy.estimates.estimate import Z90, ServerEstimate, TraceFacts
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.search import pareto_front
 from infergy.workload.requests import Sample
 

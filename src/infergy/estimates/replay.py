@@ -177,16 +177,16 @@ def measured(rows: Sequence[Measurement]) -> Measured:
 
 def _latency_of(rows: Sequence[Measurement]) -> Latency | None:
     """Percentiles over the requests of all replicas."""
-    batches = [batch for row in rows for window in row.windows for batch in window.batches]
-    times = [batch.times for batch in batches if batch.times is not None]
+    batches = [(row, batch) for row in rows for window in row.windows for batch in window.batches]
+    times = [batch.times for _, batch in batches if batch.times is not None]
     if len(times) < len(batches):
         return None
     both = RequestTimes(
         first_token_s=tuple(chain.from_iterable(one.first_token_s for one in times)),
         finished_s=tuple(chain.from_iterable(one.finished_s for one in times)),
     )
-    outputs = [tokens for row in rows for window in row.windows for _ in window.batches for _, tokens in row.lengths]
-    return find_latency([replace(batches[0], times=both)], outputs)
+    outputs = [tokens for row, _ in batches for _, tokens in row.lengths]
+    return find_latency([replace(batches[0][1], times=both)], outputs)
 
 
 def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:

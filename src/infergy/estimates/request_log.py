@@ -18,7 +18,7 @@ from infergy.cost.table import Table
 from infergy.errors import UsageError
 from infergy.estimates.replay import measured, requests_of_parts, spec_of
 from infergy.estimates.servers import OpenServer, open_server
-from infergy.outputs import write_file
+from infergy.files import write_file
 from infergy.records import Measurement, PlannedCell
 from infergy.serving.run import Run
 from infergy.workload.requests import Sample

@@ -30,7 +30,7 @@ from infergy.errors import UsageError
 from infergy.estimates.candidates import TENSOR_PARALLEL
 from infergy.estimates.estimate import ServerEstimate, estimate_server, serve_sample
 from infergy.estimates.footprint import Site
-from infergy.estimates.limits import Limits
+from infergy.estimates.latency import Limits
 from infergy.estimates.load import BEGUN, FEWEST, overload_of
 from infergy.estimates.load import SHORTEST_S as SHORTEST_LATE_S
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import takewhile
+from itertools import starmap, takewhile
 from typing import Any, NamedTuple
 
 from infergy.catalog import get_model
@@ -94,7 +94,7 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
     """What to type to serve so: vLLM's own options; of transformers, what to write."""
     setup, options, plain = server.setup, server.spec.options, EngineOptions()
     if setup.engine != "vllm":
-        static = ', cache_implementation="static"' if setup.compiled else ""
+        static = ', cache_implementation="static"' * setup.compiled
         size = server.config.options()["max_num_seqs"]
         return (f"model.generate(batches of up to {size}{static})", f"dtype=torch.{setup.dtype}")
     published = get_model(server.spec.model).checkpoint.dtype
@@ -115,20 +115,24 @@ def command_of(server: OpenServer) -> tuple[str, ...]:
         "cudagraph_capture_sizes": options.cudagraph_capture_sizes,
     }
     given = {name: value for name, value in given.items() if value != getattr(plain, name, None)}
-    words = ["vllm serve MODEL", *(_spelled(name, value) for name, value in given.items())]
     if server.spec.usage_context == "llm":
-        words = [f"LLM({', '.join(['MODEL', *(_argument(name, value) for name, value in given.items())])})"]
+        words = [f"LLM({', '.join(['MODEL', *starmap(_argument, given.items())])})"]
+    else:
+        words = ["vllm serve MODEL", *starmap(_spelled, given.items())]
     if setup.dtype in WEIGHT_ONLY and setup.dtype != published:
         words.append(f"# MODEL: a checkpoint in {setup.dtype}")
-    count, router = server.spec.replicas, server.spec.router
+    if server.spec.replicas > 1:
+        words.append(_spelled_replicas(server))
+    return tuple(words)
+
+
+def _spelled_replicas(server: OpenServer) -> str:
     # vLLM's docs, serving/data_parallel_deployment: ranks of a dense model are independent and the front end gives each
     # request to the one with the least load; those of a mixture of experts compute in step, which is not simulated.
-    if count > 1:
-        is_flag = router == "least_loaded" and server.cost.server.work.experts is None
-        words.append(
-            f"--data-parallel-size {count}" if is_flag else f"# {count} such servers behind a router, {router}"
-        )
-    return tuple(words)
+    count, router = server.spec.replicas, server.spec.router
+    if router == "least_loaded" and server.cost.server.work.experts is None:
+        return f"--data-parallel-size {count}"
+    return f"# {count} such servers behind a router, {router}"
 
 
 def _spelled(name: str, value: Any) -> str:
@@ -166,18 +170,14 @@ def parse_command(command: str, *, gpu: str = DEFAULT_GPU, model: str | None = N
         others.append(shlex.join(typed))
         if flag not in known_flags()["no_effect"]:
             notes.append(f"--{flag} of the present command is not simulated")
-    shape = _shape(name) if model is None else get_model(model)
     # The narrowest counts: weights in 8 bits have a dtype of 16 beside them.
-    precision = options.pop("quantization", None) or options.pop("dtype", None)
-    options.pop("dtype", None)
+    is_quantised, dtype = "quantization" in options, options.pop("dtype", None)
+    precision = options.pop("quantization", None) or dtype
+    shape = _shape(name) if model is None else get_model(model)
     is_stored_fp8 = model is None and shape.checkpoint.dtype == FP8
     if model is None and shape.precision not in UNQUANTISED:
         precision = shape.precision
-    if (
-        precision not in (FP8, *WEIGHT_ONLY)
-        and shape.checkpoint.dtype in UNQUANTISED
-        and "quantization" in (flag.name for flag in flags)
-    ):
+    if is_quantised and precision not in (FP8, *WEIGHT_ONLY) and shape.checkpoint.dtype in UNQUANTISED:
         notes.append(f"--quantization of {name}: the format of its weights is not known, and is taken as 16 bits")
     replicas = options.pop("replicas", 1)
     spec = ServerSpec(
@@ -215,12 +215,11 @@ def _read(command: str) -> tuple[str, list[Typed]]:
         words = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
         raise UsageError.bad_value("--present", command, f"a command with closed quotes, as {EXAMPLE}") from error
-    starts = (k for k, word in enumerate(words) if BEGINNING.fullmatch(word) and words[max(0, k - 1)] != "bench")
-    begin = next(starts, None)
-    if begin is None:
+    starts = [k for k, word in enumerate(words) if BEGINNING.fullmatch(word) and words[max(0, k - 1)] != "bench"]
+    if not starts:
         raise UsageError.bad_value("--present", command, f"the command that starts the server, as {EXAMPLE}")
     flags = [Typed("model", [], [])]
-    for word in takewhile(lambda word: not ENDING.fullmatch(word), words[begin + 1 :]):
+    for word in takewhile(lambda word: not ENDING.fullmatch(word), words[starts[0] + 1 :]):
         if word.startswith("-") and not word[1:2].isdigit():
             typed, _, value = word.partition("=")
             name, implied = _flag(typed)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from infergy.errors import EXIT_SOME_FAILED, InfergyError, UsageError
+from infergy.errors import DEBUG, EXIT_SOME_FAILED, InfergyError, UsageError
 from infergy.measure.gpu_settings import OPTIONS
 from infergy.measure.replicas import measure_replicas, split_replicas
 from infergy.measure.sweep import describe, kept_rows, sweep
+from infergy.measure.validation import load_plan
 from infergy.measure.worker import NVML
 from infergy.processes import EndedError, end_by_exception
-from infergy.records import Plan
 from infergy.units import printable
 
 
@@ -28,50 +29,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--simulate", action="store_true", help="use the simulated GPU (needs numpy)")
     parser.add_argument("--meter", default=NVML, help=f"who reads joules: {NVML} or a plug-in [default: {NVML}]")
     parser.add_argument("--retry-failed", action="store_true", help="try cells again that failed before")
+    parser.add_argument(DEBUG, action="store_true", help="show the stack of an error in infergy itself")
     for name, option in OPTIONS.items():
         parser.add_argument(
-            option, action="append_const", dest="may_set", const=name, help=f"let the plan set {name} of GPUs (root)"
+            option,
+            action="append_const",
+            dest="may_set",
+            const=name,
+            default=[],
+            help=f"let the plan set {name} of GPUs (root)",
         )
-    options = parser.parse_args(arguments)
-    failed = 0
+    typed = vars(parser.parse_args(arguments))
+    path, store, is_debugged = typed.pop("plan"), typed.pop("output_file"), typed.pop("debug")
     end_by_exception()
     try:
-        plan = Plan.load(options.plan)
-        if options.simulate and options.meter != NVML:
-            raise UsageError.conflict(
-                {"--simulate": True, "--meter": options.meter}, "leave out --meter, for one is simulated"
-            )
-        if len(parts := split_replicas(plan, simulate=options.simulate, meter=options.meter)) > 1:
-            failed = measure_replicas(
-                parts,
-                options.output_file,
-                simulate=options.simulate,
-                retry_failed=options.retry_failed,
-                meter=options.meter,
-            )
-            return EXIT_SOME_FAILED if failed else 0
-        events = sweep(
-            plan,
-            options.output_file,
-            simulate=options.simulate,
-            retry_failed=options.retry_failed,
-            meter=options.meter,
-            may_set=options.may_set or (),
-        )
-        for event in events:
-            if text := describe(event):
-                print(printable(text), file=sys.stderr, flush=True)
-            failed += event.row is not None and not event.row.is_ok
+        return EXIT_SOME_FAILED if _measure(path, store, **typed) else 0
     except InfergyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, EndedError) as end:
-        print(
-            f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(options.output_file)}",
-            file=sys.stderr,
-        )
+        print(f"{f'ended by {end}' if str(end) else 'interrupted'}; {kept_rows(store)}", file=sys.stderr)
         return getattr(end, "exit_code", 130)
-    return EXIT_SOME_FAILED if failed else 0
+    except Exception as error:
+        if is_debugged:
+            raise
+        bug = InfergyError.bug(error, [*parser.prog.split(), *(sys.argv[1:] if arguments is None else arguments)])
+        print(f"error: {bug}", file=sys.stderr)
+        return bug.exit_code
+
+
+def _measure(path: Path, store: Path, *, may_set: list[str], **options: Any) -> int:
+    """Measure a plan; returns how many cells have failed."""
+    plan = load_plan(path)
+    if options["simulate"] and options["meter"] != NVML:
+        raise UsageError.conflict(
+            {"--simulate": True, "--meter": options["meter"]}, "leave out --meter, for one is simulated"
+        )
+    parts = split_replicas(plan, simulate=options["simulate"], meter=options["meter"])
+    if len(parts) > 1:
+        return measure_replicas(parts, store, **options)
+    failed = 0
+    for event in sweep(plan, store, may_set=may_set, **options):
+        if text := describe(event):
+            print(printable(text), file=sys.stderr, flush=True)
+        failed += event.row is not None and not event.row.is_ok
+    return failed
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 from infergy.errors import InfergyError, MeterError, UsageError
 from infergy.measure.cell import measure_idle
-from infergy.measure.counter_check import FIX, counter_over_power, disagrees
 from infergy.meters import LATE_S, Clock, Edge, Meter, open_meter, settle, sharp_tick
+from infergy.meters.meter import FIX, counter_over_power, disagrees
 from infergy.records import GpuIdentity, GpuState, Window
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
 from infergy.records.row_checks import check_power

@@ -53,10 +53,9 @@ from infergy.records import (
 )
 from infergy.records.cell import Links
 from infergy.records.latency import RequestTimes
-from infergy.records.peers import Peer, scatters_at, spread_at
 from infergy.records.row_checks import check_power, reject_impossible
 from infergy.records.uncertainty import FEWEST_WINDOWS, is_certain
-from infergy.records.visits import number_visits
+from infergy.records.visits import Alike, Peer, number_visits
 from infergy.workload.load_generator import hash_prompts, hash_times, make_prompts
 
 SETTLE_S = 1.0
@@ -224,9 +223,9 @@ def _is_enough(
     if sum(window.busy_s for window in every) >= options.max_time_s * share:
         return True
     power_w = derive(every, loaded_idle).power_w
-    sds = spread_at(power_w, peers), scatters_at(power_w, peers)
-    target, fewest = options.target / math.sqrt(share), math.ceil(FEWEST_WINDOWS * share)
-    return is_certain(every, loaded_idle, sds[0], target, sds[1], fewest)
+    like, target = Alike(peers), options.target / math.sqrt(share)
+    fewest = math.ceil(FEWEST_WINDOWS * share)
+    return is_certain(every, loaded_idle, like.spread(power_w), target, like.scatters(power_w), fewest)
 
 
 def measure_idle(meter: Meter, seconds: float) -> Window:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from infergy.engines.weights import remove_folders
 from infergy.errors import EngineError, UsageError
-from infergy.outputs import open_beside
+from infergy.files import open_beside
 from infergy.processes import python_command
 from infergy.records import Plan
 from infergy.records.codec import to_json
@@ -144,6 +145,7 @@ class Child:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        remove_folders(self.process.pid)
 
     def last_words(self) -> str:
         """The last line that it or its engine printed, at most 300 characters."""

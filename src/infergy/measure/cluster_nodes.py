@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from infergy import VERSION
 from infergy.catalog import get_gpu
 from infergy.errors import MissingError, UsageError
 from infergy.records import EngineSetup
-from infergy.version import VERSION
 
 AUTO = "auto"
 

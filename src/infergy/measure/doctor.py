@@ -13,19 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+from infergy import VERSION
 from infergy.catalog import find_gpu_by_driver_name
 from infergy.errors import InfergyError, MeterError, MissingError, UsageError
 from infergy.measure.cell import window_since
-from infergy.measure.counter_check import FIX, counter_over_power, disagrees
 from infergy.measure.environment import cpu_name, version_of
 from infergy.meters import Meter, powers_of
+from infergy.meters.meter import FIX, counter_over_power, disagrees
 from infergy.meters.nvml import Board, NvmlMeter, is_module, open_boards, visible_uuids
 from infergy.meters.registry import find_plugins, open_plugin
 from infergy.meters.simulated import PowerSensor, Sensors, SimulatedGpu
 from infergy.meters.ticks import counter_period_s, sharp_tick
 from infergy.records import GpuIdentity
 from infergy.records.behaviour import MeterBehaviour
-from infergy.version import VERSION
 
 DOCTOR_SCHEMA = "infergy.doctor/1"
 
@@ -185,10 +185,10 @@ def diagnose_simulated(meter: Meter) -> Diagnosis:
     return _diagnosis((usable,), found, permissions=(), simulated=True)
 
 
-def simulated_gpu(sensors: Sensors = SIMULATED_SENSORS) -> SimulatedGpu:
+def simulated_gpu() -> SimulatedGpu:
     """The GPU of `infergy doctor --simulate`."""
     identity = GpuIdentity(uuid="GPU-simulated-0", name="simulated GPU", power_limit_w=SIMULATED_FULL_W)
-    return SimulatedGpu(identity, idle_w=SIMULATED_IDLE_W, sensors=sensors)
+    return SimulatedGpu(identity, idle_w=SIMULATED_IDLE_W, sensors=SIMULATED_SENSORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

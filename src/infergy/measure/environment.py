@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from infergy import VERSION
 from infergy.meters import Meter
 from infergy.records import Environment
-from infergy.version import VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from infergy.errors import EXIT_SOME_FAILED, MissingError
 from infergy.measure.worker import NVML
 from infergy.meters import open_meter
 from infergy.processes import python_command
-from infergy.records import Plan, PlannedCell
+from infergy.records import Measurement, Plan, PlannedCell
 from infergy.records.merge import merge
 from infergy.records.store import create_store, read_store
 
@@ -59,23 +59,29 @@ def measure_replicas(
         SystemExit: A replica's process ended with an error, which it has printed; rows of all replicas are kept.
     """
     stores = [path.with_name(f"{path.stem}-{k}of{len(parts)}{path.suffix}") for k in range(1, len(parts) + 1)]
-    for part, store in zip(parts, stores, strict=True):
-        if path.exists() and not store.exists():
-            keys = {planned.key for planned in part.cells}
-            create_store(store, [row for row in read_store(path).rows if row.key in keys])
-    options = ["--meter", meter, *(["--simulate"] if simulate else []), *(["--retry-failed"] if retry_failed else [])]
+    if path.exists():
+        _divide(read_store(path).rows, parts, stores)
+    options = ["--meter", meter] + ["--simulate"] * simulate + ["--retry-failed"] * retry_failed
     devices = [None] * len(parts) if simulate else _devices([_gpus(part) for part in parts])
-    broken = [code for code in _run(parts, stores, devices, options) if code not in (0, EXIT_SOME_FAILED)]
+    codes = _run(parts, stores, devices, options)
     written = [store for store in stores if store.exists()]
-    if broken:
+    if broken := [code for code in codes if code not in (0, EXIT_SOME_FAILED)]:
         kept = ", ".join(map(str, written)) or "none"
         print(f"a replica's process ended with status {broken[0]}; stores kept: {kept}", file=sys.stderr)
         raise SystemExit(max(1, broken[0]))
-    failed = sum(not row.is_ok for store in written for row in read_store(store).rows)
     merge(path, written)
+    failed = sum(not row.is_ok for store in written for row in read_store(store).rows)
     for store in written:
         store.unlink()
     return failed
+
+
+def _divide(rows: Sequence[Measurement], parts: Sequence[Plan], stores: Sequence[Path]) -> None:
+    """Begin the stores of replicas that have none with their rows of an earlier run."""
+    for part, store in zip(parts, stores, strict=True):
+        if not store.exists():
+            keys = {planned.key for planned in part.cells}
+            create_store(store, [row for row in rows if row.key in keys])
 
 
 def _devices(sizes: Sequence[int]) -> list[str]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import fmean, median
 
+from infergy import VERSION
 from infergy.errors import MeterError
 from infergy.measure import step_response as response
 from infergy.measure.loads import FULL, HALF, OFF, SimulatedLoad, TorchLoad
@@ -24,7 +25,6 @@ from infergy.meters import Meter, powers_of
 from infergy.meters.ticks import TIMEOUT_S
 from infergy.records import Tick
 from infergy.records.behaviour import Agreement, CounterBehaviour, FieldBehaviour, MeterBehaviour
-from infergy.version import VERSION
 
 LOADS = {"idle": OFF, "half": HALF, "full": FULL}
 

@@ -218,6 +218,11 @@ class _Heard:
     refusal: Failure | None = None
     unwritten: InfergyError | None = None
 
+    @property
+    def death(self) -> str:
+        """Code of the failure of a child that died now."""
+        return "died" if self.is_ready else DIED_LOADING
+
 
 def _run_child(
     plan: Plan,
@@ -257,16 +262,14 @@ def _run_child(
             if row.key == heard.in_progress.key:
                 yield SweepEvent(kind="row", setup=setup, planned=heard.in_progress, row=row)
                 return
-    failure = heard.refusal
-    if hang or failure is None:
+    failure = heard.refusal if not hang else None
+    if failure is None:
         # Hung, or dead without a word: the meter may know why.
         reason = hang or f"the engine's process ended with {_name_exit(code)}; its last words: {child.last_words()}"
         reason += _lost_gpu(plan, setup, simulate=simulate, meter=meter)
-        kind = "hung" if hang else "died" if heard.is_ready else DIED_LOADING
-        failure = Failure(code=kind, message=reason)
+        failure = Failure(code="hung" if hang else heard.death, message=reason)
     # One that never got ready has measured none of them.
-    lost = [heard.in_progress] if heard.is_ready else list(by_key.values())
-    for planned in filter(None, lost):
+    for planned in filter(None, [heard.in_progress] if heard.is_ready else todo):
         row = failed_cell(planned, plan.options, known, failure)
         store.append(row)
         yield SweepEvent(kind="row", setup=setup, planned=planned, row=row)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from infergy.catalog import BY_HAND, ModelShape, read_shape
+from infergy.catalog.gpus import find_gpu_by_driver_name, gpu_names
 from infergy.engines import find_engine
 from infergy.engines.engine import check_assisted_batch
 from infergy.errors import DataError, InfergyError, MissingError, UsageError
@@ -170,6 +172,18 @@ def batch_errors(setup: EngineSetup, load: Load) -> Iterator[UsageError]:
             check_assisted_batch(setup.speculation, load.batch)
         except UsageError as error:
             yield error.within(setup.label)
+
+
+def load_plan(path: Path) -> Plan:
+    """As `Plan.load`, for a GPU of the catalog or of a file.
+
+    Raises:
+        DataError: As of `Plan.load`, or its GPU is unknown.
+    """
+    plan = Plan.load(path)
+    if not plan.gpu.endswith(".toml") and find_gpu_by_driver_name(plan.gpu) is None:
+        raise DataError.bad_field(path, "gpu", plan.gpu, f"one of {', '.join(gpu_names())}, or a file of one")
+    return plan
 
 
 def check_contents(plan: Plan, *, simulate: bool) -> None:

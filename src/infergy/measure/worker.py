@@ -30,9 +30,8 @@ from infergy.meters.ticks import Edge, counter_period_s
 from infergy.records import END_VISIT, START_VISIT, EngineSetup, Failure, Load, Measurement, Plan, PlannedCell, Window
 from infergy.records.agreement import spread_key
 from infergy.records.codec import from_json
-from infergy.records.peers import peer_of
 from infergy.records.store import StoreWriter
-from infergy.records.visits import join_visits
+from infergy.records.visits import join_visits, peer_of
 from infergy.workload.load_generator import make_prompts
 
 NVML = "nvml"

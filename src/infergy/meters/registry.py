@@ -99,13 +99,12 @@ def _plugins_of(distribution: metadata.Distribution, package: str) -> Iterator[M
         yield MeterPlugin(name=entry.name, package=package, target=entry.value)
 
 
-def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | None = None) -> Meter:
+def open_meter(name: str, gpus: int | None) -> Meter:
     """Open the meter `name` on the first `gpus` visible GPUs: infergy's own, else a plug-in.
 
     Args:
-        name: ``nvml``, ``simulated``, the name of a plug-in, or the URL of an exporter's page.
+        name: ``nvml``, the name of a plug-in, or the URL of an exporter's page.
         gpus: How many GPUs will be used; None opens all that are visible, of a plug-in the first.
-        simulated: Gives the meter of the simulated GPU, whose engine must share it.
 
     Raises:
         UsageError: No such meter, or two plug-ins of that name.
@@ -120,8 +119,6 @@ def open_meter(name: str, gpus: int | None, *, simulated: Callable[[], Meter] | 
         from infergy.meters.exporter import ExporterMeter
 
         return ExporterMeter.open(name, gpus)
-    if name == SIMULATED and simulated is not None:
-        return simulated()
     if name == SIMULATED:
         message = "the simulated meter needs the simulated GPU that it shares with an engine: --simulate"
         raise UsageError(message, code="option-missing", option="--simulate", meter=name)

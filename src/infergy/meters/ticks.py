@@ -123,8 +123,8 @@ def settle(meter: Meter, end_s: float) -> tuple[Edge, Edge]:
     return settled, closed
 
 
-def counter_period_s(meter: Meter, ticks: int = 5) -> float:
-    """Seconds between two ticks of the first GPU's counter, the shortest of `ticks` in a row."""
+def counter_period_s(meter: Meter) -> float:
+    """Seconds between two ticks of the first GPU's counter, the shortest of five in a row."""
     uuid = meter.gpus[0].uuid
-    stamps = [next_tick(meter).ticks[uuid].time_s for _ in range(ticks + 1)]
+    stamps = [next_tick(meter).ticks[uuid].time_s for _ in range(6)]
     return min(later - earlier for earlier, later in pairwise(stamps))

@@ -31,7 +31,7 @@ VOLATILE_OPTIONS = frozenset({"kv_cache_blocks", "gpu_uuids", "decoding"}) | {
 below follow from vLLM's version and the other options, and rows from before they were reported lack them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fact:
     """A fact of a row's environment.
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from infergy.outputs import check_output, write_file
+from infergy.files import check_output, write_file
 from infergy.records.codec import to_json
 from infergy.records.environment import GpuIdentity
 

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from infergy.errors import UsageError
 from infergy.records.engine_setup import EngineSetup, digest, without_defaults
@@ -324,11 +324,12 @@ def request_misfits(
         ("links.after", len(earlier), bool(links.after)),
         ("links.gap_s", len(links.gap_s), bool(links.after)),
     ):
-        if found != (load.batch if is_needed else 0):
-            yield name, found, f"{load.batch if is_needed else 0}, for {load.batch} requests"
+        if found != (wanted := load.batch * is_needed):
+            yield name, found, f"{wanted}, for {load.batch} requests"
     if any(later_s < earlier_s for earlier_s, later_s in pairwise(arrival_s)):
         yield "arrival_s", arrival_s[:3], "ascending times"
-    if lengths and (tuple(map(max, zip(*lengths, strict=True))) != load.lengths or min(map(min, lengths)) < 1):
+    shortest, longest = min(chain.from_iterable(lengths), default=1), tuple(map(max, zip(*lengths, strict=True)))
+    if shortest < 1 or longest not in ((), load.lengths):
         yield "lengths", lengths[:3], f"1 to {load.input_tokens} input and 1 to {load.output_tokens} output tokens"
     if links.block_tokens == 0 or any(blocks < 1 for own in links.prefixes for _, blocks in own):
         yield "links.prefixes", links.prefixes[:3], "at least one block, of at least one token"

@@ -1,7 +1,7 @@
 """Flags of a row by itself: its figures may be wrong by more than its interval. A pure function of the row.
 
 Standard library only. What only shows among the other rows of its engine config: `infergy.records.unlike`; what is a
-fact and no flag: `infergy.records.facts`. Which flags predict an error: benchmarks/flags.py, docs/flags.md.
+fact and no flag: `infergy.records.check`. Which flags predict an error: benchmarks/flags.py, docs/flags.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from statistics import fmean
 
 from infergy.records.environment import processes_by_gpu, slowdowns_by_gpu
 from infergy.records.measurement import Measurement
-from infergy.records.result import derive, result_of
+from infergy.records.result import Result, derive, result_of
 from infergy.records.timeline import looking_error_by_gpu, ratio_by_gpu, ratio_by_window
 from infergy.records.uncertainty import Uncertainty
 from infergy.units import count_of, format_percent, parse_count
@@ -36,6 +36,11 @@ was 0.35 of them off."""
 CHANGED, NOTHING = 0.02, 1e-3
 """How far the figures that stand in a row may lie from those of its raw facts, as a share and beside it: releases may
 derive them otherwise."""
+
+FIGURES = tuple(
+    each.name for each in fields(Result) if each.name not in ("energy_by_gpu_j", "power_by_gpu_w", "latency")
+)
+"""Fields of a result that are numbers, or None."""
 
 LATE_S = 0.1
 """How long a client may be held up."""
@@ -257,11 +262,13 @@ def _changed(row: Measurement) -> Flag | None:
     if row.result is None:
         return None
     now = result_of(row)
-    for name in (field.name for field in fields(now)):
+    if now == row.result:
+        return None
+    for name in FIGURES:
         stated, value = getattr(row.result, name), getattr(now, name)
         # Rows of older releases lack some.
-        are_numbers = isinstance(stated, (int, float)) and isinstance(value, (int, float))
-        if are_numbers and not abs(stated - value) <= CHANGED * abs(value) + NOTHING:
+        is_known = stated is not None and value is not None
+        if is_known and not abs(stated - value) <= CHANGED * abs(value) + NOTHING:
             return Flag(
                 code="changed",
                 reason=f"result.{name} is {stated:.6g}, by its windows {value:.6g} (limit ±{format_percent(CHANGED)})",

@@ -7,7 +7,6 @@ History of the row's schema:
 
 from __future__ import annotations
 
-import marshal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,6 @@ from infergy.records.window import Window
 
 SCHEMA = "infergy.measurement/2"
 FIRST_SCHEMA = "infergy.measurement/1"
-SHARED: Mapping[str, type] = {"cell": Cell, "environment": Environment} | dict.fromkeys(
-    ("loaded_idle", "bare_idle", "loading"), Window
-)
-MOST_SHARED = 10_000
-MARSHAL_WITHOUT_REFERENCES = 2
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
@@ -139,13 +133,12 @@ class Measurement:
         return dict(to_json(self))
 
     @classmethod
-    def from_json(cls, data: Any, place: str = "", shared: dict[bytes, Any] | None = None) -> Measurement:
+    def from_json(cls, data: Any, place: str = "") -> Measurement:
         """Read a row.
 
         Args:
             data: What `json.loads` gave.
             place: Where the row stands, for messages.
-            shared: Parts of the rows of a file, which thousands of them have alike: read once, and kept once.
 
         Raises:
             DataError: Not a row of a schema this release reads, or a field is missing or wrong.
@@ -170,24 +163,9 @@ class Measurement:
                 "Upgrade: pip install -U infergy"
             )
             raise DataError(message, code="newer-schema", place=place, found=data["schema"], expected=SCHEMA)
-        row = from_json(cls, data if shared is None else data | _read_shared(data, place, shared), place)
+        row = from_json(cls, data, place)
         reject_impossible(row, place)
         return row
-
-
-def _read_shared(data: Mapping[str, Any], place: str, shared: dict[bytes, Any]) -> dict[str, Any]:
-    """The parts of a row that others have too."""
-    found = {}
-    for name, kind in SHARED.items():
-        if (value := data.get(name)) is not None:
-            # 1, 1.0 and true are equal as values, and differ as bytes.
-            key = marshal.dumps((name, value), MARSHAL_WITHOUT_REFERENCES)
-            if key not in shared:
-                if len(shared) >= MOST_SHARED:
-                    shared.clear()
-                shared[key] = from_json(kind, value, f"{place}: {name}")
-            found[name] = shared[key]
-    return found
 
 
 def _from_first(data: Mapping[str, Any]) -> dict[str, Any]:

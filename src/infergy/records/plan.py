@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, UsageError
-from infergy.files import parse_json, read_text
-from infergy.outputs import write_file
+from infergy.files import parse_json, read_text, write_file
 from infergy.records.cell import GRID_VISIT, Cell, Links, request_misfits, visit_key
 from infergy.records.codec import from_json, to_json
 from infergy.records.endpoint import Endpoint
-from infergy.records.engine_setup import DTYPES, EngineSetup
+from infergy.records.engine_setup import DTYPES, ENGINES, EngineSetup
 from infergy.units import parse_count
 
 PLAN_SCHEMA = "infergy.plan/1"
@@ -84,7 +83,7 @@ class MeasureOptions:
     Attributes:
         seed: Seed of prompts and random weights.
         target: Windows repeat until the 95 % interval of the joules is within ± this fraction.
-        max_time_s: No further window once the batches of a cell have taken so many seconds.
+        max_time_s: No further window once the batches of a cell have taken so many seconds; 0 takes one window.
         min_window_s: Shortest window, in seconds.
         min_batches: Fewest batches in a window, unless one batch takes `long_batch_s`.
         long_batch_s: Above this many seconds, one batch is enough.
@@ -170,9 +169,12 @@ class Plan:
             message = f'{path}: not a plan (expected "schema": "{PLAN_SCHEMA}"). {hint}'
             raise DataError(message, code="wrong-schema", path=str(path), expected=PLAN_SCHEMA)
         plan = from_json(cls, data, str(path))
+        if not plan.cells:
+            raise DataError.bad_field(path, "cells", [], f"one at least. {hint}")
         for index, planned in enumerate(plan.cells):
             planned.check_requests()
-            if (dtype := planned.cell.setup.dtype) not in DTYPES:
-                known = f"one of {', '.join(DTYPES)}. {hint}"
-                raise DataError.bad_field(path, f"cells[{index}].cell.setup.dtype", dtype, known)
+            for name, known in (("engine", ENGINES), ("dtype", DTYPES)):
+                if (value := getattr(planned.cell.setup, name)) not in known:
+                    expected = f"one of {', '.join(known)}. {hint}"
+                    raise DataError.bad_field(path, f"cells[{index}].cell.setup.{name}", value, expected)
         return plan

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from infergy.errors import MeterError
 from infergy.records.latency import Latency, find_latency, mean_first_token_s, mean_per_output_token_s
 from infergy.records.shared import once_each
-from infergy.records.window import Window, energy_between, sum_drafts
+from infergy.records.window import Window, energy_of, sum_drafts
 
 if TYPE_CHECKING:
     from infergy.records.measurement import Measurement
@@ -89,26 +89,27 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
         return _LAST[0][3]
     batches = [batch for window in windows for batch in window.batches]
     busy_s = sum([batch.end_s - batch.start_s for batch in batches])
-    requests, output_tokens = sum([one.requests for one in batches]), sum([one.output_tokens for one in batches])
+    requests = sum([batch.requests for batch in batches])
+    output_tokens = sum([batch.output_tokens for batch in batches])
     if busy_s <= 0:
         message = f"batches took {busy_s:.3f} s by the clock, expected more than 0. Measure again"
         raise MeterError(message, code="clock-wrong", busy_s=busy_s)
-    totals = _joules_of(windows, loaded_idle)
-    energy_j = totals.energy_j
+    busy_j, idle_s, idle_j, bound_j = _by_gpu(windows, loaded_idle)
+    energy_j = sum(busy_j.values())
     drafts = sum_drafts(batch.drafts for batch in batches)
     result = Result(
         energy_j=energy_j / len(batches),
-        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in totals.busy_by_gpu_j.items()},
+        energy_by_gpu_j={uuid: joules / len(batches) for uuid, joules in busy_j.items()},
         duration_s=busy_s / len(batches),
         power_w=energy_j / busy_s,
         energy_per_request_j=energy_j / requests,
         energy_per_output_token_j=energy_j / output_tokens,
         output_tokens_per_s=output_tokens / busy_s,
         batches=len(batches),
-        idle_s=max(totals.idle_s.values()),
-        idle_energy_j=sum(totals.idle_j.values()),
-        idle_bound_j=sum(max(0.0, joules) for joules in totals.bound_j.values()),
-        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in totals.busy_by_gpu_j.items()},
+        idle_s=max(idle_s.values()),
+        idle_energy_j=sum(idle_j.values()),
+        idle_bound_j=sum([max(0.0, joules) for joules in bound_j.values()]),
+        power_by_gpu_w={uuid: joules / busy_s for uuid, joules in busy_j.items()},
         time_to_first_token_s=mean_first_token_s(batches),
         time_per_output_token_s=mean_per_output_token_s(batches),
         requests_per_s=requests / busy_s,
@@ -120,13 +121,52 @@ def derive(windows: Sequence[Window], loaded_idle: Window, lengths: Sequence[tup
     return result
 
 
-def batch_energy_j(windows: Sequence[Window], loaded_idle: Window) -> float:
-    """Energy per batch as of `derive`, without its other figures.
+def _by_gpu(windows: Sequence[Window], loaded_idle: Window) -> tuple[dict[str, float], ...]:
+    """Of each GPU in all windows: energy while batches ran, idle seconds, idle energy, and how far that may be off."""
+    idle_w = idle_power_by_gpu_w(loaded_idle)
+    busy_j = dict.fromkeys(windows[0].open, 0.0)
+    idle_s, idle_j, bound_j = dict(busy_j), dict(busy_j), dict(busy_j)
+    for window in windows:
+        for gpu in energy_of(window).gpus:
+            used_j = gpu.idle_s * gpu.idle_power_w(idle_w)
+            busy_j[gpu.uuid] += gpu.energy_j - used_j
+            idle_s[gpu.uuid] += gpu.idle_s
+            idle_j[gpu.uuid] += used_j
+            if gpu.tail_w is None:
+                bound_j[gpu.uuid] += gpu.idle_s * (gpu.energy_j / gpu.duration_s - idle_w[gpu.uuid])
+    return busy_j, idle_s, idle_j, bound_j
+
+
+class WindowSum(NamedTuple):
+    """Energy, seconds and number of the batches of a window; energy as of `derive`."""
+
+    energy_j: float
+    busy_s: float
+    batches: int
+
+    @property
+    def batch_j(self) -> float:
+        """Energy per batch."""
+        return self.energy_j / self.batches
+
+
+def sum_windows(windows: Sequence[Window], loaded_idle: Window) -> list[WindowSum]:
+    """Of each window; without the other figures of `derive`.
 
     Raises:
         MeterError: A counter stood still or ran backwards.
     """
-    return _joules_of(windows, loaded_idle).energy_j / sum(len(window.batches) for window in windows)
+    idle_w, found = idle_power_by_gpu_w(loaded_idle), []
+    for window in windows:
+        busy_s, gpus = energy_of(window)
+        energy_j = sum([gpu.energy_j - gpu.idle_s * gpu.idle_power_w(idle_w) for gpu in gpus])
+        found.append(WindowSum(energy_j, busy_s, len(window.batches)))
+    return found
+
+
+def add_up(sums: Iterable[WindowSum]) -> WindowSum:
+    """Of several windows, at least one."""
+    return WindowSum(*map(sum, zip(*sums, strict=True)))
 
 
 @once_each
@@ -137,45 +177,6 @@ def idle_power_by_gpu_w(idle: Window) -> Mapping[str, float]:
         MeterError: A counter stood still.
     """
     return idle.power_by_gpu_w
-
-
-@dataclass(frozen=True, slots=True)
-class _Joules:
-    """Energy of all windows by GPU: between the edges, of these while idle, and how far the idle ones may be off."""
-
-    used_j: dict[str, float]
-    idle_s: dict[str, float]
-    idle_j: dict[str, float]
-    bound_j: dict[str, float]
-
-    @property
-    def energy_j(self) -> float:
-        return sum(self.used_j.values()) - sum(self.idle_j.values())
-
-    @property
-    def busy_by_gpu_j(self) -> dict[str, float]:
-        return {uuid: used_j - self.idle_j[uuid] for uuid, used_j in self.used_j.items()}
-
-
-def _joules_of(windows: Sequence[Window], loaded_idle: Window) -> _Joules:
-    idle_power_w = idle_power_by_gpu_w(loaded_idle)
-    used_j = dict.fromkeys(windows[0].open, 0.0)
-    idle_s, idle_j, bound_j = dict(used_j), dict(used_j), dict(used_j)
-    for window in windows:
-        busy_s = window.busy_s
-        for uuid, opened in window.open.items():
-            closed, settled = window.close[uuid], window.settled.get(uuid)
-            energy_j, duration_s = energy_between(uuid, opened, closed), closed.time_s - opened.time_s
-            seconds = max(0.0, duration_s - busy_s)
-            used_j[uuid] += energy_j
-            idle_s[uuid] += seconds
-            if settled is None:
-                idle_j[uuid] += seconds * idle_power_w[uuid]
-                bound_j[uuid] += seconds * (energy_j / duration_s - idle_power_w[uuid])
-            else:
-                tail_j = energy_between(uuid, settled, closed)
-                idle_j[uuid] += seconds * (tail_j / (closed.time_s - settled.time_s))
-    return _Joules(used_j, idle_s, idle_j, bound_j)
 
 
 def result_of(row: Measurement) -> Result:

@@ -14,9 +14,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from infergy.errors import DataError, MeterError
-from infergy.records.cell import Cell, request_misfits
+from infergy.records.cell import Load, request_misfits
 from infergy.records.environment import GpuIdentity
-from infergy.records.window import Batch, Window
+from infergy.records.result import idle_power_by_gpu_w
+from infergy.records.window import Batch, Window, energy_of
 
 if TYPE_CHECKING:
     from infergy.records.measurement import Measurement
@@ -48,18 +49,21 @@ def reject_impossible(row: Measurement, place: str) -> None:
     Raises:
         DataError: There is one; the message names its key.
     """
-    advice = f"Remove the line, and measure {row.cell_id} ({row.cell}) again"
     for key, value, expected in _misfits(row):
-        raise DataError.bad_field(place, key, value, f"{expected}. {advice}")
+        raise DataError.bad_field(place, key, value, f"{expected}. {_advice(row)}")
     for key, window in _windows(row):
         try:
+            idle = {} if row.loaded_idle is None or key in IDLE else idle_power_by_gpu_w(row.loaded_idle)
             # Idle time counts at the power of a tail, which must be one.
-            _ = window.tail_power_by_gpu_w
-            idle = {} if row.loaded_idle is None or key in IDLE else row.loaded_idle.power_by_gpu_w
-            check_power(window.power_by_gpu_w, row.environment.gpus, idle, scope=row.environment.scope)
+            power_w = {gpu.uuid: gpu.energy_j / gpu.duration_s for gpu in energy_of(window).gpus}
+            check_power(power_w, row.environment.gpus, idle, scope=row.environment.scope)
         except MeterError as error:
-            message = f"{place}: {key}: {error}. {advice}"
+            message = f"{place}: {key}: {error}. {_advice(row)}"
             raise DataError(message, code="bad-row", place=place, key=key, reason=error.code) from error
+
+
+def _advice(row: Measurement) -> str:
+    return f"Remove the line, and measure {row.cell_id} ({row.cell}) again"
 
 
 def check_power(
@@ -106,6 +110,30 @@ def _windows(row: Measurement) -> Iterator[tuple[str, Window]]:
 
 
 def _misfits(row: Measurement) -> Iterator[Misfit]:
+    load = row.cell.load
+    yield from _misfits_of_facts(row)
+    yield from request_misfits(_served(row, load), row.arrival_s, row.lengths, row.links)
+    yield from _misfits_of_sensors(row)
+    tokens = map(sum, zip(*row.lengths, strict=True)) if row.lengths else [load.batch * each for each in load.lengths]
+    whole = (load.batch, *tokens)
+    for key, window in _windows(row):
+        yield from _misfits_of_edges(row, window, key)
+        yield from _misfits_of_order(window, key)
+        for number, batch in enumerate(window.batches):
+            if (batch.requests, batch.input_tokens, batch.output_tokens) != whole:
+                yield from _misfits_of_counts(row, batch, f"{key}.batches[{number}]")
+            yield from _misfits_of_batch(batch, f"{key}.batches[{number}]")
+
+
+def _served(row: Measurement, load: Load) -> Load:
+    """The load of a row; a server that runs already may have served other lengths than its cell asks for."""
+    if not row.is_of_endpoint:
+        return load
+    longest = (max(1, *own) for own in zip(*row.lengths, strict=True))
+    return replace(load, **dict(zip(("input_tokens", "output_tokens"), longest, strict=False)))
+
+
+def _misfits_of_facts(row: Measurement) -> Iterator[Misfit]:
     if row.cell_id != row.cell.id:
         yield "cell_id", row.cell_id, f"{row.cell.id}, the id of its cell"
     if row.status not in ("ok", "failed") or row.is_ok != (row.failure is None):
@@ -115,20 +143,12 @@ def _misfits(row: Measurement) -> Iterator[Misfit]:
     for name in ("windows", "loaded_idle") if row.is_ok else ():
         if not getattr(row, name):
             yield name, None, "a window, for status is ok"
-    if row.experts_touched is not None and row.experts_touched > 1:
+    if (row.experts_touched or 0.0) > 1:
         yield "experts_touched", row.experts_touched, "a share, 0 to 1"
     if (factor := row.rescaled) is not None and not 0 < factor.low <= factor.factor <= factor.high:
         yield "rescaled.factor", factor.factor, f"more than 0, from {factor.low} to {factor.high}"
     if not VISIT.fullmatch(row.visit):
         yield "visit", row.visit, "grid, grid-2 and so on, start or end"
-    load = row.cell.load
-    if row.is_of_endpoint:  # it may have served other lengths than its cell asks for
-        longest = (max(1, *own) for own in zip(*row.lengths, strict=True))
-        load = replace(load, **dict(zip(("input_tokens", "output_tokens"), longest, strict=False)))
-    yield from request_misfits(load, row.arrival_s, row.lengths, row.links)
-    yield from _misfits_of_sensors(row)
-    for key, window in _windows(row):
-        yield from _misfits_of_window(row, window, key)
 
 
 def _misfits_of_sensors(row: Measurement) -> Iterator[Misfit]:
@@ -155,50 +175,44 @@ def is_instant(text: str) -> bool:
         return False
 
 
-def _misfits_of_window(row: Measurement, window: Window, key: str) -> Iterator[Misfit]:
-    gpus = sorted(row.windows[0].open if row.windows else window.open)
+def _misfits_of_edges(row: Measurement, window: Window, key: str) -> Iterator[Misfit]:
+    """Windows are over the same GPUs, and hold batches unless they are over idle ones."""
+    gpus = (row.windows[0] if row.windows else window).open.keys()
     for edge in ("open", "close"):
-        if gpus != sorted(getattr(window, edge)) or not gpus:
-            yield f"{key}.{edge}", sorted(getattr(window, edge)), f"a tick of each GPU: {', '.join(gpus)}"
-    if not set(window.settled) <= set(gpus):
-        yield f"{key}.settled", sorted(window.settled), f"ticks of {', '.join(gpus)}"
+        if not gpus or getattr(window, edge).keys() != gpus:
+            yield f"{key}.{edge}", sorted(getattr(window, edge)), f"a tick of each GPU: {', '.join(sorted(gpus))}"
+    if not window.settled.keys() <= gpus:
+        yield f"{key}.settled", sorted(window.settled), f"ticks of {', '.join(sorted(gpus))}"
     if not window.batches and key not in IDLE:
         yield f"{key}.batches", [], "at least one"
-    now_s, last = max(tick.time_s for tick in window.open.values()), min(tick.time_s for tick in window.close.values())
-    for number, batch in enumerate(window.batches):
-        place = f"{key}.batches[{number}]"
-        # The watched window may stop sooner, online with fewer requests.
-        is_whole = key != "watched"
-        yield from _misfits_of_batch(row.cell, batch, place, is_whole=is_whole)
-        yield from _misfits_of_tokens(row, batch, place, is_whole=is_whole)
-        if not now_s <= batch.start_s < batch.end_s <= last:
-            yield f"{place}.end_s", batch.end_s, f"{now_s} to {last}, within its window and after the batch before"
-        now_s = batch.end_s
-    for uuid, tick in window.settled.items():
-        if not now_s <= tick.time_s <= window.close[uuid].time_s:
-            yield f"{key}.settled.{uuid}.time_s", tick.time_s, f"{now_s} to {last}, after the last batch"
-        if tick.energy_j < window.open[uuid].energy_j:
-            yield (
-                f"{key}.settled.{uuid}.energy_j",
-                tick.energy_j,
-                f"at least {window.open[uuid].energy_j}, as at `open`",
-            )
     if window.visit < 1 or window.edge_uncertainty_s > max(LONGEST_EDGE_S, *window.duration_by_gpu_s.values()):
         yield f"{key}.edge_uncertainty_s", window.edge_uncertainty_s, "less than its window"
 
 
-def _misfits_of_batch(cell: Cell, batch: Batch, key: str, *, is_whole: bool) -> Iterator[Misfit]:
-    for name in ("requests", "input_tokens", "output_tokens"):
-        if getattr(batch, name) < 1:
-            yield f"{key}.{name}", getattr(batch, name), "at least 1"
-    if batch.requests != cell.load.batch and (is_whole or not cell.load.is_online):
-        yield f"{key}.requests", batch.requests, f"{cell.load.batch}, the batch of its cell"
-    if batch.times is not None and not batch.requests == len(batch.times.first_token_s) == len(batch.times.finished_s):
-        yield f"{key}.times", f"of {len(batch.times.finished_s)} requests", f"of {batch.requests}, as the batch"
+def _misfits_of_order(window: Window, key: str) -> Iterator[Misfit]:
+    """Its batches lie within it one after the other, and settled ticks between the last of them and its end."""
+    now_s = max([tick.time_s for tick in window.open.values()])
+    last_s = min([tick.time_s for tick in window.close.values()])
+    for number, batch in enumerate(window.batches):
+        if not now_s <= batch.start_s < batch.end_s <= last_s:
+            expected = f"{now_s} to {last_s}, within its window and after the batch before"
+            yield f"{key}.batches[{number}].end_s", batch.end_s, expected
+        now_s = batch.end_s
+    for uuid, tick in window.settled.items():
+        if not now_s <= tick.time_s <= window.close[uuid].time_s:
+            yield f"{key}.settled.{uuid}.time_s", tick.time_s, f"{now_s} to {last_s}, after the last batch"
+        if tick.energy_j < (opened_j := window.open[uuid].energy_j):
+            yield f"{key}.settled.{uuid}.energy_j", tick.energy_j, f"at least {opened_j}, as at `open`"
+
+
+def _misfits_of_batch(batch: Batch, key: str) -> Iterator[Misfit]:
+    """Times of a batch, and of its requests, out of order or past its end."""
     if batch.times is not None:
+        if not batch.requests == len(batch.times.first_token_s) == len(batch.times.finished_s):
+            yield f"{key}.times", f"of {len(batch.times.finished_s)} requests", f"of {batch.requests}, as the batch"
         yield from _misfits_of_times(batch, f"{key}.times")
-    times_s = [time_s for time_s in (batch.first_token_s, batch.finished_s) if time_s is not None]
-    if any(later < earlier for earlier, later in pairwise([*times_s, batch.duration_s + LATE_S])):
+    late_s, times_s = batch.duration_s + LATE_S, [s for s in (batch.first_token_s, batch.finished_s) if s is not None]
+    if times_s and not times_s[0] <= times_s[-1] <= late_s:
         yield f"{key}.finished_s", times_s[-1], f"after the first token, within the {batch.duration_s} s of the batch"
     if (drafts := batch.drafts) is not None and drafts.accepted_tokens > drafts.drafted_tokens:
         yield f"{key}.drafts.accepted_tokens", drafts.accepted_tokens, f"at most the {drafts.drafted_tokens} drafted"
@@ -219,11 +233,15 @@ def _misfits_of_times(batch: Batch, key: str) -> Iterator[Misfit]:
             yield f"{key}.{name}", fmean(each), f"{mean_s} s on average, as of the batch"
 
 
-def _misfits_of_tokens(row: Measurement, batch: Batch, key: str, *, is_whole: bool) -> Iterator[Misfit]:
-    """Tokens that a batch of the cell has not, or a part of one has more of."""
+def _misfits_of_counts(row: Measurement, batch: Batch, key: str) -> Iterator[Misfit]:
+    """Requests or tokens that a batch of the cell has not, or a part of one has more of."""
     load, lengths = row.cell.load, row.lengths
-    each = ("input_tokens", load.input_tokens), ("output_tokens", load.output_tokens)
-    for axis, (name, tokens) in enumerate(each):
-        asked = sum(pair[axis] for pair in lengths) if lengths else batch.requests * tokens
-        if getattr(batch, name) > asked or (is_whole and getattr(batch, name) < asked):
-            yield f"{key}.{name}", getattr(batch, name), f"{asked}, as its cell asks"
+    # The watched window may stop sooner, online with fewer requests.
+    is_whole = not key.startswith("watched")
+    asked = {"requests": batch.requests if load.is_online and not is_whole else load.batch}
+    for axis, name in enumerate(("input_tokens", "output_tokens")):
+        asked[name] = sum(pair[axis] for pair in lengths) if lengths else batch.requests * load.lengths[axis]
+    for name, most in asked.items():
+        value, least = getattr(batch, name), most if is_whole or name == "requests" else 1
+        if not max(1, least) <= value <= most:
+            yield f"{key}.{name}", value, f"{most}, as its cell asks, and at least 1"

@@ -11,23 +11,24 @@ import itertools
 import json
 import os
 import stat
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from infergy.errors import DataError, InfergyError, UsageError
-from infergy.files import parse_json, read_lines
-from infergy.outputs import drafted, open_beside, write_all
-from infergy.records.measurement import Measurement
+from infergy.files import drafted, open_beside, parse_json, read_lines, write_all
+from infergy.records.codec import line_reader
+from infergy.records.measurement import SCHEMA, Measurement
+from infergy.records.row_checks import reject_impossible
 
 DEFAULT_GPU = "h200"
 SHIPPED_ROWS = Path(str(resources.files("infergy"))) / "data" / "tables"
 READ_BYTES = 1 << 20
+SHARED = ("cell", "environment", "loaded_idle", "bare_idle", "loading")
+"""Parts of a row that others of its engine config have too."""
 _START = b'{"cell_id"'
 """What each row begins with."""
 
@@ -59,11 +60,11 @@ def read_store(path: Path) -> StoreContents:
 def _parse(lines: Iterable[bytes], path: Path) -> StoreContents:
     rows: list[Measurement] = []
     end = 0
-    shared: dict[bytes, Any] = {}
+    read_line = line_reader(Measurement, SHARED)
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rows.append(_read_row(line, path, number, shared))
+                rows.append(_read_row(line, path, number, read_line))
             except DataError as error:
                 # The last line alone has no end. What no row begins with is no half of one: the file is another's.
                 is_half = error.code == "bad-syntax" and not line.endswith(b"\n")
@@ -74,19 +75,16 @@ def _parse(lines: Iterable[bytes], path: Path) -> StoreContents:
     return StoreContents(rows=tuple(rows), end_bytes=end)
 
 
-def _read_row(line: bytes, path: Path, number: int, shared: dict[bytes, Any]) -> Measurement:
+def _read_row(line: bytes, path: Path, number: int, read_line: Callable[[bytes], Measurement] | None) -> Measurement:
     place = f"{path} line {number}"
-    # Reading a row checks its numbers too, and says less of them: what is wrong is found again below.
-    with suppress(ValueError, RecursionError, DataError):
-        return Measurement.from_json(_loads(line), place, shared)
+    # What is wrong, and rows of another schema, are found again below.
+    with suppress(ValueError, InfergyError):
+        if read_line is not None and SCHEMA.encode() in line:
+            row = read_line(line)
+            reject_impossible(row, place)
+            return row
     data = parse_json(line, path, "A store holds one measurement a line; remove the line", number)
     return Measurement.from_json(data, place)
-
-
-def _loads(line: bytes) -> Any:
-    """JSON as a value; by pydantic's parser, which takes half the time, where the command line has loaded it."""
-    parse = getattr(sys.modules.get("pydantic_core"), "from_json", json.loads)
-    return parse(line)
 
 
 def create_store(path: Path, rows: Iterable[Measurement], *, replace: bool = False) -> None:

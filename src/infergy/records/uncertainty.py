@@ -38,10 +38,21 @@ from dataclasses import dataclass, replace
 from infergy.records.agreement import spread_key
 from infergy.records.environment import Rescaled
 from infergy.records.measurement import Measurement
-from infergy.records.peers import Alike, Peer, Spread, peer_of, spread_of
 from infergy.records.result import Result, derive
-from infergy.records.visits import VisitScatter, join_visits, scatter_of, share_of_one_visit, variance_between
-from infergy.records.window import Window
+from infergy.records.visits import (
+    Alike,
+    Peer,
+    Spread,
+    VisitScatter,
+    group_visits,
+    peer_of,
+    scatter_of,
+    share_of_one_visit,
+    spread_of,
+    sum_visits,
+    variance_between,
+)
+from infergy.records.window import Window, energy_of
 
 PRIOR_DEGREES = 4.0
 """How many degrees of freedom like cells count for at most: one cell's own five windows outweigh all others."""
@@ -109,14 +120,9 @@ def find_uncertainty(
         rescaled: The row's mark, if its energy is scaled: the factor's interval is independent of all else.
         scatters: How the visits of like cells scatter.
     """
-    return _uncertainty_of(
-        windows,
-        derive(windows, loaded_idle),
-        (spread_of(windows, loaded_idle), scatter_of(windows, loaded_idle)),
-        like,
-        rescaled,
-        scatters,
-    )
+    visits = sum_visits(windows, loaded_idle)
+    own_of = (spread_of(visits, windows), scatter_of(visits))
+    return _uncertainty_of(windows, derive(windows, loaded_idle), own_of, like, rescaled, scatters)
 
 
 def _uncertainty_of(
@@ -176,23 +182,22 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
     Raises:
         MeterError: A counter stood still.
     """
+    # Keys have many parts: what is looked up by them thousands of times is looked up by a number of each.
+    numbers: dict[tuple[object, ...], int] = {}
+    keys = [numbers.setdefault(spread_key(row), len(numbers)) for row in rows]
     peers = [peer_of(row) for row in rows]
-    groups: dict[tuple[object, ...], list[Peer]] = {}
-    keys = [spread_key(row) for row in rows]
-    for key, peer in zip(keys, peers, strict=True):
-        if peer is not None:
-            groups.setdefault(key, []).append(peer)
-    visited: dict[tuple[object, ...], list[Peer]] = {}
-    # A cell of one visit is its own row.
+    like = _alike(zip(keys, peers, strict=True))
     known = {id(row): (key, peer) for row, key, peer in zip(rows, keys, peers, strict=True)}
-    of_cell: dict[tuple[object, ...], list[Peer]] = {}
-    for joined in join_visits(rows):
-        key, peer = known.get(id(joined)) or (spread_key(joined), peer_of(joined))
+    others_of: list[tuple[int, Peer | None]] = []
+    of_cell: dict[tuple[int, str], list[Peer]] = {}
+    for visits in group_visits(rows):
+        key, peer = known[id(visits[0])]
+        # A cell of one visit is its own row.
+        peer = peer if len(visits) == 1 else peer_of(*visits)
+        others_of.append((key, peer))
         if peer is not None:
-            visited.setdefault(key, []).append(peer)
-            of_cell.setdefault((key, joined.cell_id), []).append(peer)
-    like = {key: Alike(group) for key, group in groups.items()}
-    others = {key: Alike(group) for key, group in visited.items()}
+            of_cell.setdefault((key, visits[0].cell_id), []).append(peer)
+    others = _alike(others_of)
     for row, key, peer in zip(rows, keys, peers, strict=True):
         if peer is None or row.loaded_idle is None:
             yield None
@@ -200,9 +205,18 @@ def each_uncertainty(rows: Sequence[Measurement]) -> Iterator[Uncertainty | None
         # A row of several visits has the scatter of its own windows.
         own = of_cell.get((key, row.cell_id), []) if peer.scatter is not None else []
         scatters = others[key].scatters(peer.power_w, own) if key in others else []
-        spread = like[key].spread(peer.power_w, [peer])
         result, own_of = derive(row.windows, row.loaded_idle, row.lengths), (peer.spread, peer.scatter)
+        spread = like[key].spread(peer.power_w, [peer])
         yield _uncertainty_of(row.windows, result, own_of, spread, row.rescaled, scatters)
+
+
+def _alike(peers: Iterable[tuple[int, Peer | None]]) -> dict[int, Alike]:
+    """Peers by their key."""
+    groups: dict[int, list[Peer]] = {}
+    for key, peer in peers:
+        if peer is not None:
+            groups.setdefault(key, []).append(peer)
+    return {key: Alike(group) for key, group in groups.items()}
 
 
 def is_certain(
@@ -244,18 +258,18 @@ def _edges_j(windows: Sequence[Window]) -> float:
     """Standard error of the joules that late stamps misplace, over all windows and GPUs, each on its own."""
     variance = 0.0
     for window in windows:
-        tails_w, means_w = window.tail_power_by_gpu_w, window.power_by_gpu_w
-        for uuid, mean_w in means_w.items():
-            watts = mean_w
-            if uuid in tails_w:
-                tail_s = window.close[uuid].time_s - window.settled[uuid].time_s
-                idle_s = max(0.0, window.duration_by_gpu_s[uuid] - window.busy_s)
-                watts = tails_w[uuid] * (1 + idle_s / tail_s)
+        for gpu in energy_of(window).gpus:
+            watts = gpu.energy_j / gpu.duration_s
+            if gpu.tail_w is not None:
+                tail_s = window.close[gpu.uuid].time_s - window.settled[gpu.uuid].time_s
+                watts = gpu.tail_w * (1 + gpu.idle_s / tail_s)
             variance += 2 * (watts * window.edge_uncertainty_s) ** 2 / 12
     return math.sqrt(variance)
 
 
 def student_t(degrees: float | None) -> float:
     """The 97.5 % quantile of Student's t for `degrees` from 1 on; None: of the normal distribution."""
-    inverse = 0.0 if degrees is None else 1 / max(1.0, degrees)
-    return math.exp(sum(coefficient * inverse**power for power, coefficient in enumerate(LOG_T)))
+    inverse, logarithm = 0.0 if degrees is None else 1 / max(1.0, degrees), 0.0
+    for coefficient in reversed(LOG_T):
+        logarithm = logarithm * inverse + coefficient
+    return math.exp(logarithm)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infergy.errors import MeterError
 from infergy.records.endpoint import Served
 from infergy.records.latency import EngineCounts, RequestTimes
+from infergy.records.shared import once_each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,12 @@ class Drafts:
 
 def sum_drafts(counts: Iterable[Drafts | None]) -> Drafts | None:
     """All of them together; None where one batch has no count, or there are none."""
-    every = list(counts)
-    known = [drafts for drafts in every if drafts is not None]
-    if not known or len(known) < len(every):
+    known: list[Drafts] = []
+    for drafts in counts:
+        if drafts is None:
+            return None
+        known.append(drafts)
+    if not known:
         return None
     return Drafts(
         rounds=sum(drafts.rounds for drafts in known),
@@ -158,6 +163,50 @@ class Window:
         """Mean power of each GPU, in watts, by UUID."""
         durations = self.duration_by_gpu_s
         return {uuid: energy_j / durations[uuid] for uuid, energy_j in self.energy_by_gpu_j.items()}
+
+
+class GpuEnergy(NamedTuple):
+    """What the counter of one GPU did in a window.
+
+    Attributes:
+        energy_j: Between the edges.
+        duration_s: Between the edges.
+        idle_s: Of these, seconds in which no batch ran.
+        tail_w: Mean power from the settled tick on; None without one.
+    """
+
+    uuid: str
+    energy_j: float
+    duration_s: float
+    idle_s: float
+    tail_w: float | None
+
+    def idle_power_w(self, idle_w: Mapping[str, float]) -> float:
+        """Power while no batch ran: that of the settled tail, or of an idle window (by UUID) where there is none."""
+        return idle_w[self.uuid] if self.tail_w is None else self.tail_w
+
+
+class WindowEnergy(NamedTuple):
+    """What the counters did in a window, and for how many seconds batches ran."""
+
+    busy_s: float
+    gpus: tuple[GpuEnergy, ...]
+
+
+@once_each
+def energy_of(window: Window) -> WindowEnergy:
+    """Computed once: interval, flags and figures of a row each ask for it.
+
+    Raises:
+        MeterError: A counter stood still or ran backwards.
+    """
+    busy_s, found = window.busy_s, []
+    for uuid, opened in window.open.items():
+        closed, settled = window.close[uuid], window.settled.get(uuid)
+        energy_j, duration_s = energy_between(uuid, opened, closed), closed.time_s - opened.time_s
+        tail_w = None if settled is None else energy_between(uuid, settled, closed) / (closed.time_s - settled.time_s)
+        found.append(GpuEnergy(uuid, energy_j, duration_s, max(0.0, duration_s - busy_s), tail_w))
+    return WindowEnergy(busy_s, tuple(found))
 
 
 def energy_between(uuid: str, earlier: Tick, later: Tick) -> float:

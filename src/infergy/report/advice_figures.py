@@ -22,7 +22,7 @@ from infergy.report.charts import (
 from infergy.report.evidence import Evidence, gpu_title
 from infergy.report.our_values import interval_text
 from infergy.report.trace_figures import joules, measured_points
-from infergy.serving.timeline import Timeline
+from infergy.serving.run import Timeline
 from infergy.units import count_of, format_latency, format_number, format_percent, format_si
 
 ADVICE_HEAD = (

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from infergy.report.evidence import Evidence, load_evidence
+from infergy.report.html import escape
 from infergy.report.our_values import KINDS, REVERSED, OurValue, interval_text
-from infergy.report.tables import escape
 from infergy.units import format_number, format_percent
 
 HEAD = ("Claim", "Paper", "on", "Ours", "Interval", "on", "Ours / paper")

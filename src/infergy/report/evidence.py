@@ -20,7 +20,7 @@ from infergy.records import ENGINES, FP8
 from infergy.records.agreement import IDENTITY, MUST, key_of
 from infergy.records.store import SHIPPED_ROWS, read_store, shipped_rows
 from infergy.report.points import Point, failures_of, group_by, points_of
-from infergy.serving.timeline import BINS, Timeline
+from infergy.serving.run import BINS, Timeline
 from infergy.workload.requests import Sample
 
 

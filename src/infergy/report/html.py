@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -21,9 +22,17 @@ SIGNS: Mapping[str, str] = {".svg": "<svg", ".png": "PNG", ".html": MARK}
 """Text near the begin of a picture, by the end of its name."""
 PNG_SCALE = 2.0
 
+_SPECIAL = re.compile(r"([\\`*_\[\]|~])")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
 Spec = Mapping[str, Any]
 """A chart of Vega-Lite."""
 Drawn = tuple[Spec, bytes]
+
+
+def escape(text: str) -> str:
+    """`text` so that Markdown shows it as it is, on one line: no markup, no HTML, no new cell."""
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(text).split()).translate(_ENTITIES))
 
 
 def render(template: str, title: str, figures: Mapping[str, Drawn], **content: Any) -> str:

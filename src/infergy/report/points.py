@@ -11,7 +11,7 @@ from infergy.catalog import catalog_name
 from infergy.errors import DataError, MeterError, UsageError
 from infergy.records import EngineSetup, Load, Measurement, result_of
 from infergy.records.agreement import BESIDE, IDENTITY, MUST, Difference, Fact, differences
-from infergy.records.check import check_rows
+from infergy.records.check import flag_rows
 from infergy.records.flags import Flag
 from infergy.records.uncertainty import Uncertainty, find_uncertainties
 from infergy.records.visits import join_visits
@@ -137,8 +137,8 @@ def points_of(stores: Mapping[Path, Sequence[Measurement]], *, allow_simulated: 
 
 def _points_of_rows(rows: Sequence[Measurement]) -> Iterable[Point]:
     flags: dict[str, dict[Flag, None]] = {}
-    for row, checked in zip(rows, check_rows(rows), strict=True):
-        flags.setdefault(row.cell_id, {}).update(dict.fromkeys(checked.flags))
+    for flagged in flag_rows(rows):
+        flags.setdefault(flagged.row.cell_id, {}).update(dict.fromkeys(flagged.flags))
     joined = join_visits(rows)
     points: dict[str, Point] = {}
     for row, uncertainty in zip(joined, find_uncertainties(joined), strict=True):

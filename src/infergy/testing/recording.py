@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from infergy.errors import DataError, MeterError
-from infergy.files import parse_json, read_text
+from infergy.files import parse_json, read_text, write_file
 from infergy.meters import Clock, Meter
-from infergy.outputs import write_file
 from infergy.records import GpuIdentity, GpuState
 from infergy.records.codec import from_json, to_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
+from infergy import VERSION
 from infergy.errors import MissingError, UsageError
-from infergy.version import VERSION
 from infergy.watch.export import gauges_of
 from infergy.watch.live import Live
 
