@@ -23,7 +23,7 @@ PAGES = [
     ROOT / "docs" / f"{name}.md" for name in ("cost", "estimates", "footprint", "online", "README", "replay", "serving")
 ]
 PAGES += [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "README")]
-OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write"}
+OF_BENCHMARKS = {"--exhaustive", "--again", "--million", "--write", "--ours", "--publish"}
 OF_VLLM = {
     "--quantization",
     "--request-rate",

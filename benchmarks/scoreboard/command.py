@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infergy.cli.output import DRAW_HELP, check_picture, save_picture
+from infergy.cost.table import SHIPPED_TABLE
 from infergy.errors import InfergyError, UsageError
 from scoreboard.board import (
     ESTIMATORS,
@@ -31,6 +32,9 @@ from scoreboard.board import (
     score_new,
 )
 from scoreboard.figure import draw_scoreboard
+from scoreboard.fit import published_json
+from scoreboard.left_out import SPLITS as OWN_SPLITS
+from scoreboard.left_out import OwnScore, score_own
 from scoreboard.rows import Rows, read_rows
 from scoreboard.splits import SPLITS
 
@@ -40,6 +44,9 @@ TITLES = {
     "gpu": "Held-out GPU: all rows of one kind left out",
     NEW_ROWS: "Your rows, by estimators fitted to the rows of the benchmark",
 }
+PUBLISHED = SHIPPED_TABLE.with_name("published_fit.json")
+OWN_FIGURES = ("energy", "p90", "time", "p90", "inside", "time")
+WIDTH = 120
 COLUMNS = tuple(name for name in Rows.__dataclass_fields__ if name != "shapes")
 
 
@@ -72,6 +79,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="COLUMN[,COLUMN…]",
         help="errors of infergy's estimator for each group of held-out rows, such as backbone or gpu,precision",
     )
+    parser.add_argument(
+        "--ours",
+        action="append",
+        choices=tuple(OWN_SPLITS),
+        help="leave each of these out of our own rows in turn, and score energy, time and their intervals; minutes",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write what the benchmark's rows say of the constants, which infergy ships",
+    )
     parser.add_argument("-o", "--output-file", type=Path, help=DRAW_HELP)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     options = parser.parse_args(arguments)
@@ -92,6 +110,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Score what the options ask for, and print or draw it."""
+    if options.publish:
+        PUBLISHED.write_text(json.dumps(published_json(), separators=(",", ":")) + "\n", encoding="utf-8")
+        return
+    if options.ours:
+        own = [score for split in options.ours for score in score_own(split)]
+        _print_json(own) if options.json else print_own(own)
+        return
     known, energy_j = read_rows()
     splits = options.split or tuple(SPLITS)
     if options.by:
@@ -128,7 +153,23 @@ def _report_progress(what: str) -> None:
     print(f"  {what} …", file=sys.stderr)
 
 
-def _print_json(results: Sequence[Score] | Sequence[GroupError]) -> None:
+def print_own(scores: Sequence[OwnScore]) -> None:
+    """A table for each split: of engines and kinds of models, then of servers."""
+    for split in dict.fromkeys(score.split for score in scores):
+        table = _table(f"Our rows, each {split} left out", ["rows of"], ["rows", *OWN_FIGURES])
+        for score in (score for score in scores if score.split == split):
+            figures = (score.energy_median, score.energy_p90, score.time_median, score.time_p90)
+            table.add_row(
+                score.group,
+                str(score.rows),
+                *(f"{value:.1%}" for value in figures),
+                *(f"{v:.0%}" for v in score.coverage),
+            )
+        Console(width=WIDTH).print(table)
+    print("|predicted / measured - 1| of energy and time; share of rows inside the 90 % intervals of each")
+
+
+def _print_json(results: Sequence[Score] | Sequence[GroupError] | Sequence[OwnScore]) -> None:
     print(json.dumps([asdict(result) for result in results], indent=1, allow_nan=False))
 
 

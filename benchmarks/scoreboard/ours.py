@@ -56,7 +56,7 @@ class InfergyDatasheet:
 
     def fit(self, rows: Rows, energy_j: Column) -> _Fitted:
         """Nothing."""
-        return _Fitted(served=ServedFit(fit=prior_fit("vllm"), prompts={}), residual=None)
+        return _Fitted(served=ServedFit(fit=prior_fit("vllm")), residual=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

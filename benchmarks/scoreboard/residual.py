@@ -1,14 +1,14 @@
 """What the physical model leaves: a Gaussian process over the logarithm of measured over predicted energy.
 
 Similar rows have similar errors (C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning, MIT Press
-2006, chapter 2). Near measured rows the process follows them, far away it falls back to the physical model, and its
-standard deviation grows with the distance. Amplitudes and lengths below were chosen
-once, on all rows of the benchmark, for all splits (`benchmarks/process_amplitudes.py`), and are not fitted in a fold.
+2006). Near measured rows the process follows them, far away it falls back to the physical model, and its standard
+deviation grows with the distance. Its amplitudes are the most probable ones of the rows that it was given (section 5.4.1):
+a fold's are chosen without the rows that are left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,118 +18,81 @@ from scoreboard.rows import Rows
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 
-BATCH_OCTAVES, SERIES_OCTAVES, SIZE_OCTAVES, GPUS_OCTAVES = 9.0, 1.5, 1.2, 0.8
+BATCH, SERIES, SIZE, GPUS = 2.5, 1.5, 1.2, 0.8
 """Length scales of the covariance, in doublings."""
-
-EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU = 0.1, 0.12, 0.05, 0.1, 0.19, 0.04, 0.08
-BACKBONE, SERIES, WITHIN_SERIES, NOISE = 0.03, 0.03, 0.075, 0.028
-"""Standard deviations of the parts of the residual's logarithm, by what rows must have in common to share them."""
-
-COVERAGE = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Places:
-    """Coordinates of rows: logarithms to base 2, and names that are equal or not."""
-
-    batch: Column
-    active: Column
-    size: Column
-    gpus: Column
-    names: dict[str, Column]
-
-    @classmethod
-    def of(cls, rows: Rows) -> _Places:
-        wide = np.array([DTYPE_BYTES.get(str(precision), 2.0) for precision in rows.precision])
-        task_gpu = np.array([f"{task} {gpu}" for task, gpu in zip(rows.task, rows.gpu, strict=True)])
-        kind = np.array([f"{one} {other}" for one, other in zip(rows.precision, rows.architecture, strict=True)])
-        return cls(
-            batch=np.log2(rows.batch),
-            active=np.log2(rows.active_parameters),
-            size=np.log2(rows.total_parameters * wide),
-            gpus=np.log2(rows.gpus),
-            names={
-                "task": task_gpu,
-                "kind": kind,
-                "gpu": rows.gpu.astype(str),
-                "architecture": rows.architecture.astype(str),
-                "backbone": rows.backbone.astype(str),
-                "series": np.array(rows.series()),
-            },
-        )
-
-    def covariance(self, other: _Places) -> Column:
-        """Between all of these and all of the others, without noise."""
-
-        def near(one: Column, two: Column, octaves: float) -> Column:
-            return np.asarray(np.exp(-0.5 * ((one[:, None] - two[None, :]) / octaves) ** 2))
-
-        def same(name: str) -> Column:
-            return np.asarray(self.names[name][:, None] == other.names[name][None, :], dtype=float)
-
-        batch = near(self.batch, other.batch, BATCH_OCTAVES)
-        gpus = near(self.gpus, other.gpus, GPUS_OCTAVES)
-        active = near(self.active, other.active, SIZE_OCTAVES)
-        size = active * near(self.size, other.size, SIZE_OCTAVES) * gpus
-        shared = EVERYWHERE**2 + batch * (
-            BATCH**2
-            + ARCHITECTURE**2 * same("architecture")
-            + SIZE**2 * size
-            + TASK**2 * same("task") * active * gpus
-            + PRECISION**2 * same("kind")
-            + GPU**2 * same("gpu")
-        )
-        close = near(self.batch, other.batch, SERIES_OCTAVES)
-        series = same("series") * (SERIES**2 + WITHIN_SERIES**2 * close)
-        return np.asarray(shared + BACKBONE**2 * same("backbone") * gpus + series)
-
-
-PRIOR_VARIANCE = sum(
-    part**2
-    for part in (EVERYWHERE, BATCH, ARCHITECTURE, SIZE, TASK, PRECISION, GPU, BACKBONE, SERIES, WITHIN_SERIES, NOISE)
-)
+USUAL, USUAL_SD = 0.05, 1.0
+"""Median of an amplitude before rows are seen, and standard deviation of its logarithm."""
+LARGEST = 0.5
+"""Of a residual: that of a row which no constant explains says no more of its neighbours."""
+NOISE = "noise"
+EVALUATIONS = 25
+Z90 = 1.645
 
 
 class Residual:
-    """The process, given the residuals of some rows.
-
-    Attributes:
-        inside: Standard deviations that 90 % of left-out rows are within, their model known; `outside` with all rows of
-            their model left out. At least the normal distribution's 1.645.
-    """
+    """The process, given the residuals of some rows."""
 
     def __init__(self, rows: Rows, residual: Column) -> None:
-        self._places = _Places.of(rows)
-        self._backbones = set(map(str, rows.backbone))
-        self._gpus = set(map(str, rows.gpu))
-        covariance = self._places.covariance(self._places) + NOISE**2 * np.eye(len(rows))
-        self._inverse = np.linalg.inv(covariance)
-        self._pull = self._inverse @ residual
-        # Of a row left out (Rasmussen and Williams, section 5.4.2), and of all rows of a model at once.
-        variance = 1 / np.diag(self._inverse)
-        self.inside = _quantile(self._pull * variance / np.sqrt(variance))
-        groups = [np.flatnonzero(rows.backbone == name) for name in sorted(self._backbones)]
-        off = []
-        for group in groups:
-            covariance = np.linalg.inv(self._inverse[np.ix_(group, group)])
-            off.append(covariance @ self._pull[group] / np.sqrt(np.diag(covariance)))
-        self.outside = _quantile(np.concatenate(off)) if len(groups) > 1 else self.inside
+        self._rows = rows
+        parts = covariances(rows, rows) | {NOISE: np.eye(len(rows))}
+        clipped = np.clip(residual, -LARGEST, LARGEST)
+        self._amplitudes = _most_probable(parts, clipped)
+        self._inverse = np.linalg.inv(sum(self._amplitudes[name] ** 2 * part for name, part in parts.items()))
+        self._pull = self._inverse @ clipped
 
     def at(self, rows: Rows) -> tuple[Column, Column]:
-        """The expected logarithm at each row, and half the width of its 90 % interval.
-
-        It is 0 on a GPU without rows, since errors of one GPU say little about another's.
-        """
-        places = _Places.of(rows)
-        known_gpu = np.array([str(gpu) in self._gpus for gpu in rows.gpu])
-        known = np.array([str(name) in self._backbones for name in rows.backbone]) & known_gpu
-        between = places.covariance(self._places)
-        mean = between @ self._pull
-        variance = PRIOR_VARIANCE - np.einsum("ij,jk,ik->i", between, self._inverse, between, optimize=True)
-        variance = np.where(known_gpu, np.maximum(variance, NOISE**2), PRIOR_VARIANCE)
-        wide = np.where(known, self.inside, self.outside)
-        return np.where(known_gpu, mean, 0.0), np.sqrt(variance) * wide
+        """The expected logarithm at each row, and half the width of its 90 % interval."""
+        parts = covariances(rows, self._rows)
+        between = sum(self._amplitudes[name] ** 2 * part for name, part in parts.items())
+        variance = sum(amplitude**2 for amplitude in self._amplitudes.values())
+        variance = variance - np.einsum("ij,jk,ik->i", between, self._inverse, between, optimize=True)
+        return between @ self._pull, Z90 * np.sqrt(variance)
 
 
-def _quantile(standardised: Column) -> float:
-    return float(max(1.645, np.quantile(np.abs(standardised), COVERAGE)))
+def covariances(rows: Rows, others: Rows) -> dict[str, Column]:
+    """Parts of the covariance between rows and others, of amplitude 1, by what they must have in common to share them."""
+
+    def near(values: Column, other: Column, doublings: float) -> Column:
+        return np.asarray(np.exp(-0.5 * ((np.log2(values)[:, None] - np.log2(other)[None, :]) / doublings) ** 2))
+
+    def same(*names: str) -> Column:
+        pairs = (getattr(rows, name)[:, None] == getattr(others, name)[None, :] for name in names)
+        return np.asarray(np.logical_and.reduce(list(pairs)), dtype=float)
+
+    def size_of(these: Rows) -> Column:
+        wide = np.array([DTYPE_BYTES.get(str(name), 2.0) for name in these.precision])
+        return np.asarray(these.total_parameters * wide)
+
+    batch, gpus = near(rows.batch, others.batch, BATCH), near(rows.gpus, others.gpus, GPUS)
+    active = near(rows.active_parameters, others.active_parameters, SIZE)
+    series = np.asarray(np.array(rows.series())[:, None] == np.array(others.series())[None, :], dtype=float)
+    return {
+        "kind": same("precision", "architecture", "gpu") * batch,
+        "size": active * near(size_of(rows), size_of(others), SIZE) * gpus * batch,
+        "task": same("task", "gpu") * active * gpus * batch,
+        "network": same("backbone"),
+        "series": series,
+        "within series": series * near(rows.batch, others.batch, SERIES),
+    }
+
+
+def _most_probable(parts: Mapping[str, Column], residual: Column) -> dict[str, float]:
+    """The amplitude of each part."""
+    from scipy.optimize import minimize
+
+    def objective(logs: Column) -> tuple[float, Column]:
+        variances = np.exp(2 * logs)
+        root = np.linalg.cholesky(
+            sum(variance * part for variance, part in zip(variances, parts.values(), strict=True))
+        )
+        inverse = np.linalg.inv(root)
+        inverse = inverse.T @ inverse
+        pull, away = inverse @ residual, (logs - np.log(USUAL)) / USUAL_SD
+        slope = np.outer(pull, pull) - inverse
+        slopes = [-variance * np.sum(slope * part) for variance, part in zip(variances, parts.values(), strict=True)]
+        loss = 0.5 * residual @ pull + np.log(np.diag(root)).sum() + 0.5 * away @ away
+        return float(loss), np.array(slopes) + away / USUAL_SD
+
+    start = np.full(len(parts), np.log(USUAL))
+    best = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": EVALUATIONS})
+    return dict(zip(parts, np.exp(best.x).tolist(), strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from infergy.catalog.gpus import get_gpu
 from infergy.catalog.shape import DTYPE_BYTES
 from infergy.cost.constants import BY_NAME
-from infergy.cost.step import attention_cost, matmul_cost
+from infergy.cost.step import attention_cost, expert_cost, matmul_cost
 from infergy.errors import MissingError
 from scoreboard.protocol import Estimator, Fitted, Prediction
 from scoreboard.rows import Rows
@@ -75,9 +75,12 @@ def _roofline_s(rows: Rows) -> Column:
     steps = steps_of(rows)
     rates, sums = steps.rates(lambda _: IDEAL), steps.average()
     memory, flops = (
-        matmul + attention
-        for matmul, attention in zip(
-            matmul_cost(rates.matmul_s, sums), attention_cost(rates.attention_s, sums), strict=True
+        sum(parts)
+        for parts in zip(
+            matmul_cost(rates.matmul_s, sums),
+            expert_cost(rates.experts_s, sums),
+            attention_cost(rates.attention_s, sums),
+            strict=True,
         )
     )
     seconds: Column = np.maximum(memory, flops)[0]

@@ -24,6 +24,8 @@ from infergy.errors import DataError, UsageError
 Column = np.ndarray[Any, Any]
 
 ENERGY = "energy_per_token_joules"
+REPEATS = "num_request_repeats"
+"""A column that a user's rows may lack: how often the benchmark sent each of its prompts, by its published sweeps."""
 TEXT_TASKS = ("lm-arena-chat", "gpqa", "sourcegraph-fim")
 GPU_NAMES: Mapping[str, str] = {"H100": "h100-sxm", "H200": "h200", "B200": "b200", "A100": "a100-80gb-sxm"}
 """What the benchmark calls GPUs, and the catalog."""
@@ -51,6 +53,7 @@ class Rows:
         gpus: GPUs of the server; `tensor_parallel`, `expert_parallel` and `data_parallel` as configured.
         max_num_seqs: Limit of sequences served at once; `batch` their mean.
         output_tokens: Mean length of the answers.
+        repeats: Times that each prompt was sent, one round after another; 1 where rows do not say.
         total_parameters: As published; `active_parameters` those that a token uses.
         shapes: Of the models; None where only parameters are known.
     """
@@ -68,6 +71,7 @@ class Rows:
     max_num_seqs: Column
     batch: Column
     output_tokens: Column
+    repeats: Column
     total_parameters: Column
     active_parameters: Column
     shapes: tuple[ModelShape | None, ...]
@@ -137,6 +141,8 @@ def read_rows(
         values = frame[name].cast(pl.Float64, strict=False)
         _check_numbers(values.to_list(), frame[name].to_list(), name, str(source))
         frame = frame.with_columns(values.alias(name))
+    if REPEATS not in frame.columns:
+        frame = frame.with_columns(pl.lit(1.0).alias(REPEATS))
     models = frame["model_id"].to_list()
     shapes = {model: find_shape(model, configs, warn) for model in dict.fromkeys(models)}
     for model in (model for model, shape in shapes.items() if shape is None):
@@ -155,6 +161,7 @@ def read_rows(
         max_num_seqs=frame["max_num_seqs"].to_numpy(),
         batch=frame["avg_batch_size"].to_numpy(),
         output_tokens=frame["avg_output_len"].to_numpy(),
+        repeats=frame[REPEATS].to_numpy(),
         total_parameters=frame["total_params_billions"].to_numpy() * BILLION,
         active_parameters=frame["activated_params_billions"].to_numpy() * BILLION,
         shapes=tuple(shapes[model] for model in models),

@@ -19,7 +19,7 @@ from scoreboard.rows import Rows
 Column = np.ndarray[Any, np.dtype[Any]]
 
 INPUT_TOKENS: Mapping[str, float] = {
-    "lm-arena-chat": 250.0,
+    "lm-arena-chat": 500.0,
     "gpqa": 250.0,
     "sourcegraph-fim": 2000.0,
     "image-chat": 900.0,
@@ -29,6 +29,11 @@ INPUT_TOKENS: Mapping[str, float] = {
 around a gap), corrected by a fitted factor."""
 
 ANY_INPUT_TOKENS = 500.0
+PROMPTS: Mapping[str, float] = {"gpqa": 198.0, "video-chat": 512.0}
+"""Prompts of a task; of the other tasks 1,024. Those sent again are found in the prefix cache."""
+MEMORY_SHARE = 0.9
+LARGEST_GRAPH = 512.0
+"""Tokens."""
 WIDTH_OVER_DEPTH = 128
 NO_WINDOW = 1e12
 """Tokens; more than any context."""
@@ -39,13 +44,15 @@ STAND_IN_EXPERTS, STAND_IN_VISITED = 128, 8
 class Steps:
     """The steps of the server of each row: some decode a batch, in the others prompts join it.
 
-    All are taken to replay CUDA graphs: the rows say nothing of the sizes that were captured.
+    CUDA graphs are captured up to twice `max_num_seqs` tokens, at most 512 (vLLM's default): larger steps have none.
 
     Attributes:
         servers: What serves, each once; `server` the index of a row's own.
         batch: Sequences that decode.
-        requests: Requests that end in a step, and so begin: batch over output length.
-        inputs: Guessed length of prompts; `outputs` mean length of answers.
+        requests: Requests that begin in a step.
+        inputs: Guessed length of prompts; `position` mean position in an answer of a sequence that decodes.
+        graphs: Tokens of the largest CUDA graph.
+        fresh: Share of the prompts that no earlier request had.
     """
 
     servers: tuple[tuple[ServerWork, Gpu], ...]
@@ -53,7 +60,9 @@ class Steps:
     batch: Column
     requests: Column
     inputs: Column
-    outputs: Column
+    position: Column
+    graphs: Column
+    fresh: Column
 
     def rates(self, constants: Callable[[str], Mapping[str, Any]]) -> Rates:
         """Rates as columns, a row each.
@@ -70,6 +79,7 @@ class Steps:
                     known[gpu.name],
                     idle_w=IDLE_SHARE * gpu.tdp_w * work.gpus,
                     server=True,
+                    sorts=True,
                 )
                 for work, gpu in self.servers
             ],
@@ -81,32 +91,35 @@ class Steps:
         zeros = np.zeros(len(self.batch))
         return StepSums(
             decodes=self.batch,
-            context=self.batch * (self.inputs * longer + self.outputs / 2),
+            context=self.batch * (self.inputs * longer + self.position),
             prefill_tokens=zeros,
             prefill_pairs=zeros,
             prefills=zeros,
             sampled=self.batch,
-            padded=self.batch,
+            padded=self._padded(self.batch),
         )
 
     def mixed(self, longer: Column | float = 1.0) -> tuple[Column, StepSums]:
         """The share of steps that prompts join, and the sums of one of them."""
         share = np.minimum(1.0, self.requests)
         prompts, inputs = self.requests / share, self.inputs * longer
-        tokens = prompts * inputs
+        tokens = prompts * inputs * self.fresh
         return share, StepSums(
             decodes=self.batch,
-            context=self.batch * (inputs + self.outputs / 2),
+            context=self.batch * (inputs + self.position),
             prefill_tokens=tokens,
             prefill_pairs=tokens * (inputs + 1) / 2,
             prefills=prompts,
             sampled=self.batch + prompts,
-            padded=self.batch + tokens,
+            padded=self._padded(self.batch + tokens),
         )
+
+    def _padded(self, tokens: Column) -> Column:
+        return np.where(tokens <= self.graphs, tokens, 0.0)
 
     def average(self) -> StepSums:
         """The sums of the mean step, with prompts of the guessed length."""
-        tokens = self.requests * self.inputs
+        tokens = self.requests * self.inputs * self.fresh
         return self.decode()._replace(
             prefill_tokens=tokens,
             prefill_pairs=tokens * (self.inputs + 1) / 2,
@@ -150,17 +163,52 @@ def steps_of(rows: Rows) -> Steps:
         _, precision, gpu, gpus, dispatched, replicated = kind
         shape = rows.shapes[row] or stand_in(rows, row)
         work = server_work(
-            shape, dtype=str(precision), gpus=gpus, dispatched=bool(dispatched), replicated=bool(replicated)
+            shape,
+            dtype=str(precision),
+            gpus=gpus,
+            dispatched=bool(dispatched),
+            replicated=bool(replicated),
+            kernel="fitted" if gpu == "b200" and "DeepSeek" in str(rows.model[row]) else None,
         )
         servers.append((work, get_gpu(gpu)))
+    # Energy is counted from when `max_num_seqs` requests have begun until as many are left: by simulations of answers
+    # whose lengths vary by 0.6, few rounds of requests see the first parts of answers only, and fewer new prompts.
+    rounds = _prompts(rows) * rows.repeats / rows.max_num_seqs
+    inputs = np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task])
+    server = np.array([index[kind] for kind in kinds])
     return Steps(
         servers=tuple(servers),
-        server=np.array([index[kind] for kind in kinds]),
+        server=server,
         batch=rows.batch,
-        requests=rows.batch / rows.output_tokens,
-        inputs=np.array([INPUT_TOKENS.get(task, ANY_INPUT_TOKENS) for task in rows.task]),
-        outputs=rows.output_tokens,
+        requests=rows.batch / rows.output_tokens * np.maximum(0.3, 1.0 - 0.45 / rounds),
+        inputs=inputs,
+        position=0.68 * rows.output_tokens * np.maximum(0.3, 1.0 - 0.75 / rounds),
+        graphs=np.minimum(LARGEST_GRAPH, 2 * rows.max_num_seqs),
+        fresh=1.0 - _cached(rows, inputs, np.array([_cache_tokens(work, gpu) for work, gpu in servers])[server]),
     )
+
+
+def _prompts(rows: Rows) -> Column:
+    return np.array([PROMPTS.get(str(task), 1024.0) for task in rows.task])
+
+
+def _cache_tokens(work: ServerWork, gpu: Gpu) -> float:
+    """Tokens whose keys and values fit."""
+    weights = work.weight_bytes
+    if work.experts is not None:
+        weights = weights / (work.gpus if work.experts.replicated else 1) + work.experts.routed_bytes
+    left = MEMORY_SHARE * gpu.memory_bytes * work.gpus - weights
+    return max(0.0, left) / max(1.0, work.attention.write_bytes)
+
+
+def _cached(rows: Rows, inputs: Column, capacity: Column) -> Column:
+    """The share of prompts that the prefix cache has: of those sent again, what fits beside the requests that run."""
+    prompts = _prompts(rows)
+    counted = np.maximum(1.0, prompts * rows.repeats - rows.max_num_seqs)
+    again = np.where(rows.repeats > 1, 1.0 - np.clip((prompts - rows.max_num_seqs) / counted, 0.0, 1.0), 0.0)
+    running = rows.batch * (inputs + rows.output_tokens / 2)
+    # Replicas have caches of their own, and a request goes to any.
+    return np.asarray(again * np.minimum(1.0, capacity / (running + prompts * inputs)) / rows.data_parallel)
 
 
 def stand_in(rows: Rows, place: int) -> ModelShape:

@@ -15,7 +15,7 @@ from infergy.errors import DataError, UsageError
 from scoreboard.board import ESTIMATORS, Score, group_errors, score_all, score_new
 from scoreboard.command import main, parse
 from scoreboard.figure import points
-from scoreboard.fit import fit_served
+from scoreboard.fit import fit_served, own_entries
 from scoreboard.ours import Infergy, InfergyDatasheet, InfergyPhysics
 from scoreboard.residual import Residual
 from scoreboard.rivals import RIVALS, ecologits, flops_at_tdp, request_terms, vidur_power_w, wilkins_terms
@@ -24,6 +24,14 @@ from scoreboard.splits import SPLITS
 from scoreboard.steps import stand_in
 
 ROWS, ENERGY_J = read_rows()
+
+
+@pytest.fixture(autouse=True)
+def few_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit of all our rows takes ten seconds and more."""
+    monkeypatch.setattr("scoreboard.fit.own_entries", lambda engine: tuple(own_entries(engine)[::16]))
+
+
 CSV = Path(__file__).parents[2] / "benchmarks/scoreboard/mlenergy_v3.csv"
 FEW = np.flatnonzero((ROWS.backbone == "llama-3-8b") | (ROWS.backbone == "qwen3-32b"))
 
@@ -114,9 +122,9 @@ def test_ecologits_gives_what_its_release_computes(active: float, tokens: int, k
     ("alphas", "joules"),
     [
         # Llama-2 7B, 13B and 70B on A100: alpha_0, alpha_1, alpha_2 of plots/routing/routing-offline.py.
-        ((-3.894991, 31.522735, 0.042712), 31.522735 * 256 - 3.894991 * 250 + 0.042712 * 250 * 256),
-        ((-6.794323, 56.008311, 0.072861), 56.008311 * 256 - 6.794323 * 250 + 0.072861 * 250 * 256),
-        ((-12.0294, 414.8197, 0.3145), 414.8197 * 256 - 12.0294 * 250 + 0.3145 * 250 * 256),
+        ((-3.894991, 31.522735, 0.042712), 31.522735 * 256 - 3.894991 * 500 + 0.042712 * 500 * 256),
+        ((-6.794323, 56.008311, 0.072861), 56.008311 * 256 - 6.794323 * 500 + 0.072861 * 500 * 256),
+        ((-12.0294, 414.8197, 0.3145), 414.8197 * 256 - 12.0294 * 500 + 0.3145 * 500 * 256),
     ],
 )
 def test_wilkins_coefficients_give_their_joules(alphas: tuple[float, float, float], joules: float) -> None:
@@ -134,11 +142,11 @@ def test_lengths_alone_are_told_again_from_joules_made_by_the_form() -> None:
 
 
 def test_the_request_form_has_the_terms_of_a_requests_work() -> None:
-    """E / n_out = (a n_in^2 + b n_in + k) / n_out + c + d n_in + e n_out / 2, at n_in = 250, n_out = 300."""
+    """E / n_out = (a n_in^2 + b n_in + k) / n_out + c + d n_in + e n_out / 2, at n_in = 500, n_out = 300."""
     row = rows_where(task="lm-arena-chat").take([0])
     row.output_tokens[:] = 300.0
     a, b, k, c, d, e = 2.0, 3.0, 5.0, 7.0, 11.0, 13.0
-    told = (a * 250**2 + b * 250 + k) / 300 + c + d * 250 + e * 300 / 2
+    told = (a * 500**2 + b * 500 + k) / 300 + c + d * 500 + e * 300 / 2
     assert request_terms(row) @ np.array([a, b, k, c, d, e]) == pytest.approx(told)
 
 
@@ -200,17 +208,17 @@ def test_the_same_rows_are_fitted_once_and_others_anew() -> None:
 
 
 def test_one_measurement_helps_and_none_hurts() -> None:
-    """The process follows a measured row nearly, its neighbours less, and another GPU's rows not at all."""
+    """The process follows a measured row half way, and its neighbours, another GPU's rows most of all, less."""
     some = ROWS.take(FEW)
     one = some.take([3])
     residual = Residual(one, np.array([0.3]))
     at, half = residual.at(one)
-    assert at == pytest.approx(0.3, abs=0.01)
+    assert 0.15 < at[0] < 0.3
     near, wider = residual.at(some)
-    assert (np.abs(near) <= 0.3).all()
+    assert (np.abs(near) <= at + 1e-9).all()
     assert (wider >= half - 1e-9).all()
     other = some.gpu != one.gpu[0]
-    assert (near[other] == 0).all()
+    assert (near[other] < at / 2).all()
     assert wider[other].min() > half[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infergy.catalog import get_gpu, get_model
-from infergy.cost.constants import BY_NAME, Fit, prior_fit
+from infergy.cost.constants import BY_NAME, Fit, constants_of, prior_fit, published_fit
 from infergy.cost.fit import fit
 from infergy.cost.fit_rows import FitRow, run_rows
 from infergy.cost.rates import rates_of
@@ -116,3 +116,32 @@ def test_priors_alone_are_a_fit() -> None:
     found: Fit = prior_fit("transformers")
     assert found.constants("a100-80gb-sxm")["cache_traffic"] == pytest.approx(3.0)
     assert not found.rows
+
+
+def test_published_rows_say_what_ours_cannot() -> None:
+    known, datasheet = published_fit("vllm"), prior_fit("vllm")
+    assert np.linalg.eigvalsh(known.covariance).min() > 0
+    for name in ("padded_rows", "expert_energy", "cache_energy", "mxfp4_flops"):
+        place, plain = known.names.index(name), datasheet.names.index(name)
+        assert known.covariance[place, place] < datasheet.covariance[plain, plain]
+    assert published_fit("transformers").names == prior_fit("transformers").names
+    assert not known.rows
+
+
+def test_a_prior_keeps_its_kinds_of_gpu_and_its_rows() -> None:
+    known = published_fit("vllm")
+    found, _ = fit("vllm", grid(), known)
+    assert {name for name in known.names if name.endswith("@b200")} <= set(found.names)
+    again, _ = fit("vllm", [make_row(512, 64, 8)], found)
+    assert again.rows["h200"] == found.rows["h200"] + 1
+
+
+def test_hosts_differ_in_the_time_of_launches_and_are_forgotten() -> None:
+    host_sd = constants_of("transformers")["eager_layer_s"].host_sd
+    own, _ = fit("transformers", grid())
+    found, _ = fit("transformers", [*grid(), *grid(unit="GPU-b")])
+    assert not [name for name in found.names if "#" in name]
+    names, _, covariance = found.logs("h200")
+    place = names.index("eager_layer_s")
+    assert covariance[place, place] > host_sd**2
+    assert own.logs("h200")[2][place, place] < covariance[place, place]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infergy.cost.model import CostedRun, log_ratio_sd
+from infergy.cost.model import CostedRun, log_ratio_sd, unseen_sd
+from infergy.cost.table import ServedBy
 from infergy.estimates.servers import ServerSpec, open_server, shipped_table
 from infergy.serving.config import EngineOptions
 from served import some_requests
@@ -59,3 +62,18 @@ def test_what_no_row_is_of_counts_once_for_each_unlike_server() -> None:
     assert log_ratio_sd(seen, unseen) > math.sqrt(unseen.cost.unseen_server_variance)
     other = costed(ServerSpec(engine="vllm-tp4", options=EngineOptions(max_num_seqs=64)))
     assert log_ratio_sd(unseen, other) < 0.01
+
+
+def test_a_server_is_the_less_certain_the_less_of_it_was_measured() -> None:
+    own = ServedBy(engine="vllm", model="llama-3.1-8b", dtype="bfloat16", gpu="h200", gpus=1)
+    measured = [own, replace(own, dtype="fp8")]
+
+    def sd(has_experts: bool = False, **other: Any) -> float:
+        return unseen_sd(replace(own, **other), has_experts=has_experts, measured=measured)
+
+    assert sd() == sd(is_api=True) == sd(dtype="fp8") == 0.0
+    model = sd(model="qwen3-32b")
+    assert 0 < model < sd(model="qwen3-32b", gpus=4) < sd(model="qwen3-32b", gpus=8)
+    assert model < sd(model="qwen3-32b", dtype="int4")
+    assert model < sd(model="qwen3-30b-a3b", has_experts=True)
+    assert model < sd(engine="transformers", dtype="float16", model="qwen3-32b")

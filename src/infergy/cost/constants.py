@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ OURS = "our own estimate; its sd says how little it is trusted"
 ONLINE = "latencies of vLLM 0.25 under arrivals on H200s (docs/replay.md)"
 ONE_REPLAY = "TPOT of one replay of Llama-3.1-8B by vLLM 0.25 on an H200 (docs/replay.md)"
 
+SORTS = "radix sort of 32-bit keys with their places on H100 and B200: 3 to 8e9 entries/s"
+
 ENERGY_ERROR, TIME_ERROR = 0.012, 0.012
 """Standard deviation of the logarithm of what the model leaves of a measured row, before it is known."""
 UNIT_ENERGY_SD, UNIT_TIME_SD = 0.02, 0.015
@@ -33,6 +38,7 @@ class Constant:
         value: Median of the prior.
         sd: Standard deviation of the prior's logarithm.
         gpu_sd: Standard deviation of the logarithm of the factor by which a kind of GPU differs; 0: none does.
+        host_sd: The same of a single host.
         meaning: What it is, with its unit.
         source: Where the prior comes from.
     """
@@ -43,10 +49,13 @@ class Constant:
     meaning: str
     source: str = OURS
     gpu_sd: float = 0.0
+    host_sd: float = 0.0
 
 
-def _constant(name: str, value: float, sd: float, meaning: str, source: str = OURS, gpu_sd: float = 0.0) -> Constant:
-    return Constant(name=name, value=value, sd=sd, meaning=meaning, source=source, gpu_sd=gpu_sd)
+def _constant(
+    name: str, value: float, sd: float, meaning: str, source: str = OURS, gpu_sd: float = 0.0, host_sd: float = 0.0
+) -> Constant:
+    return Constant(name=name, value=value, sd=sd, meaning=meaning, source=source, gpu_sd=gpu_sd, host_sd=host_sd)
 
 
 CONSTANTS: tuple[Constant, ...] = (
@@ -64,6 +73,7 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("reduce_growth", 0.5, 0.5, "exponent of that in GPUs / 2"),
     _constant("sequence_s", 10e-6, 0.5, "s of output for a sequence in a step", OURS, 0.1),
     _constant("logit_s", 5e-11, 0.7, "s of sampling for each entry of the vocabulary and sequence"),
+    _constant("sort_s", 3e-10, 0.5, "s of top-p sampling for each entry of the vocabulary and sequence", SORTS),
     _constant("step_s", 0.6e-3, 0.5, "s of a step beside its layers", "schedulers of vLLM: 0.2 to 1 ms", 0.2),
     _constant("server_step_s", 0.35e-3, 0.05, "s more of a step whose tokens an API server hands out", ONLINE),
     _constant("intake_s", 12e-3, 0.3, "s from a request's arrival until the scheduler can see it", ONLINE),
@@ -71,15 +81,16 @@ CONSTANTS: tuple[Constant, ...] = (
     _constant("prefill_s", 0.2e-3, 0.6, "s for each prompt, or chunk of one, in a step", OURS, 0.1),
     _constant("expert_read", 1.5, 0.4, "factor on the time of reading experts of 30 MB over dense weights"),
     _constant("expert_size", 0.25, 0.7, "exponent of that factor in 30 MB / size"),
-    _constant("expert_rows", 32.0, 0.7, "rows that each visited expert computes beside its tokens'", TILES),
+    _constant("expert_rows", 16.0, 0.4, "rows of a tile of grouped matmuls of few tokens, a quarter of others'", TILES),
+    _constant("padded_rows", 128.0, 0.4, "rows to which fp8 experts scaled in blocks are padded, all of them", TILES),
+    _constant("expert_flops", 3.0, 0.5, "factor on the time of grouped matmuls over their FLOPs"),
+    _constant("expert_energy", 1.5, 0.4, "energy of a FLOP of grouped matmuls over one of plain ones"),
     _constant("imbalance", 0.5, 0.5, "sd of visited experts over GPUs by which the fullest one lags"),
     _constant("dispatch_s", 15e-6, 0.7, "s of sending tokens to their experts' GPU, a layer and two GPUs"),
-    _constant("replica_rows", 256.0, 1.0, "more expert_rows where each GPU has requests of its own", CHUNKS),
     _constant("fp8_bytes", 1.2, 0.3, "factor on the time of reading fp8 weights over their bytes"),
     _constant("fp8_flops", 1.2, 0.3, "factor on the time of fp8 matmuls over their FLOPs"),
     _constant("fp8_layer_s", 10e-6, 0.7, "s more for a layer in fp8: activations are quantised"),
     _constant("fp8_eager", 1.8, 0.2, "factor on eager_layer_s in fp8: the host launches more kernels", ONE_REPLAY),
-    _constant("block_bytes", 1.5, 0.5, "factor on reading fp8 experts scaled in blocks"),
     _constant("block_flops", 1.3, 0.4, "factor on fp8 matmuls scaled in blocks over other fp8"),
     _constant("mxfp4_bytes", 1.2, 0.3, "factor on the time of reading mxfp4 over its bytes"),
     _constant("mxfp4_flops", 1.2, 0.4, "factor on matmuls of mxfp4: weights are widened"),
@@ -103,7 +114,14 @@ CONSTANTS: tuple[Constant, ...] = (
 """Priors of an engine that replays CUDA graphs: vLLM."""
 
 TRANSFORMERS = (
-    _constant("eager_layer_s", 600e-6, 0.5, "s of host time a layer without a CUDA graph", "our rows", 0.3),
+    _constant("eager_layer_s", 600e-6, 0.5, "s of host time a layer without a CUDA graph", "our rows", 0.15, 0.25),
+    _constant(
+        "expert_traffic",
+        3.0,
+        0.2,
+        "bytes that a decoded token moves over those of its experts",
+        "batched experts of transformers: the matrices of a token's experts are gathered (read, write), then read",
+    ),
     _constant(
         "cache_traffic",
         3.0,
@@ -143,6 +161,7 @@ class Fit:
         energy_sd: Standard deviation of the logarithm of what is left of a row's energy; `time_sd` of its seconds.
         unit_energy_sd: By how much single GPUs differ; `unit_time_sd` the same.
         rows: How many rows were fitted, by kind of GPU.
+        is_of_one_host: Whether the last rows were of one host, which is then the one that is asked for.
     """
 
     engine: str
@@ -154,6 +173,7 @@ class Fit:
     unit_energy_sd: float = UNIT_ENERGY_SD
     unit_time_sd: float = UNIT_TIME_SD
     rows: Mapping[str, int] = field(default_factory=dict)
+    is_of_one_host: bool = False
 
     def logs(self, gpu: str) -> tuple[tuple[str, ...], Column, Column]:
         """Names, means and covariance of the logarithms of all constants' factors over their priors, on a kind of GPU.
@@ -173,6 +193,7 @@ class Fit:
                 select[row, index_of[f"{name}@{gpu}"]] = 1.0
             else:
                 extra[row] += constant.gpu_sd**2
+            extra[row] += 0.0 if self.is_of_one_host else constant.host_sd**2
         return tuple(constants), select @ self.mean, select @ self.covariance @ select.T + np.diag(extra)
 
     def constants(self, gpu: str) -> dict[str, float]:
@@ -192,4 +213,21 @@ def prior_fit(engine: str) -> Fit:
         covariance=np.diag([constant.sd**2 for constant in constants.values()]),
         energy_sd=ENERGY_ERROR,
         time_sd=TIME_ERROR,
+    )
+
+
+@cache
+def published_fit(engine: str) -> Fit:
+    """What rows that others published say of the constants, before a row of ours: of vLLM; priors alone of others."""
+    path = resources.files("infergy") / "data" / "published_fit.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if engine != stored["engine"]:
+        return prior_fit(engine)
+    return Fit(
+        engine=engine,
+        names=tuple(stored["names"]),
+        mean=np.array(stored["mean"]),
+        covariance=np.array(stored["covariance"]),
+        energy_sd=stored["energy_sd"],
+        time_sd=stored["time_sd"],
     )

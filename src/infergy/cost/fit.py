@@ -1,7 +1,7 @@
 """The constants of the step-cost model, fitted to whole batches and runs: the likeliest, given priors.
 
     log E, log t of a row  =  model(constants) + offset of the GPU that measured it + error
-    constants = prior x exp(common + difference of the kind of GPU)
+    constants = prior x exp(common + difference of the kind of GPU + difference of the host)
 
 A row's model is the sum over the steps that its engine's scheduler makes. Common parts, differences and offsets have
 normal priors; errors are robust (Huber). Gauss-Newton finds the maximum, and the curvature there the covariance.
@@ -19,12 +19,20 @@ import numpy as np
 
 from infergy.catalog import get_gpu
 from infergy.catalog.models import shipped_model
-from infergy.cost.constants import ENERGY_ERROR, TIME_ERROR, UNIT_ENERGY_SD, UNIT_TIME_SD, Column, Fit, constants_of
+from infergy.cost.constants import (
+    ENERGY_ERROR,
+    TIME_ERROR,
+    UNIT_ENERGY_SD,
+    UNIT_TIME_SD,
+    Column,
+    Fit,
+    constants_of,
+    published_fit,
+)
 from infergy.cost.fit_rows import Entry, FitRow, entries_of, run_rows
 from infergy.cost.rates import rates_of
 from infergy.cost.step import StepSums
 from infergy.cost.table import MeasuredServer, ServedBy, Table, TableEntry, box_of
-from infergy.cost.work import server_work
 
 CENTRE_SD = 0.002
 """Of the mean of the differences of GPUs of a kind."""
@@ -45,10 +53,15 @@ class _Problem:
 
     def __init__(self, engine: str, rows: Sequence[FitRow], prior: Fit | None) -> None:
         self.engine, self.rows, self.constants = engine, rows, constants_of(engine)
-        kinds = sorted({row.gpu.name for row in rows})
+        kinds = sorted({row.gpu.name for row in rows} | _kinds_of(prior))
+        hosts = sorted({row.unit for row in rows})
+        self.is_of_one_host = len(hosts) == 1
         sds = {name: c.sd for name, c in self.constants.items()}
         sds |= {f"{name}@{kind}": c.gpu_sd for kind in kinds for name, c in self.constants.items() if c.gpu_sd}
+        if not self.is_of_one_host:
+            sds |= {f"{name}#{host}": c.host_sd for host in hosts for name, c in self.constants.items() if c.host_sd}
         self.names = tuple(sds)
+        has_hosts = any("#" in name for name in sds)
         self.index_of = {name: index for index, name in enumerate(sds)}
         names, unit = np.unique([row.unit for row in rows], return_inverse=True)
         units, count = names.tolist(), len(names)
@@ -60,7 +73,8 @@ class _Problem:
             self._narrow(prior)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, row in enumerate(rows):
-            groups.setdefault((row.work, row.work.compiled, row.gpu.name, row.server), []).append(index)
+            host = row.unit if has_hosts else ""
+            groups.setdefault((row.work, row.work.compiled, row.gpu.name, row.server, host), []).append(index)
         self.groups = list(groups.values())
         self.entries = [entries_of([rows[index] for index in members]) for members in self.groups]
         self.concerned: dict[int, tuple[str, ...]] = {}
@@ -93,18 +107,18 @@ class _Problem:
         logs, slopes = np.zeros(2 * len(self.rows)), np.zeros((2 * len(self.rows), len(self.names)))
         for number, members in enumerate(self.groups):
             rows = [self.rows[index] for index in members]
-            kind, both = rows[0].gpu.name, np.r_[members, len(self.rows) + np.array(members)]
+            levels, both = _levels(rows[0]), np.r_[members, len(self.rows) + np.array(members)]
             names = self._concerned(number) if with_slopes else ()
             shifts = np.vstack([np.zeros(len(names)), STEP * np.eye(len(names))])
-            values: dict[str, Any] = self._values(theta, kind)
+            values: dict[str, Any] = self._values(theta, levels)
             for index, name in enumerate(names):
                 values[name] = values[name] * np.exp(shifts[:, index])[:, None]
             at = self._logs(rows, values, self.entries[number])
             logs[both] = at[0]
             for name, slope in zip(names, (at[1:] - at[0]) / STEP, strict=True):
-                slopes[both, self.index_of[name]] = slope
-                if f"{name}@{kind}" in self.index_of:
-                    slopes[both, self.index_of[f"{name}@{kind}"]] = slope
+                for level in levels:
+                    if name + level in self.index_of:
+                        slopes[both, self.index_of[name + level]] = slope
         return logs, slopes
 
     def _concerned(self, number: int) -> tuple[str, ...]:
@@ -169,14 +183,21 @@ class _Problem:
         """Sums of values of the rows' logarithms by the offset that each has."""
         return np.asarray(np.bincount(self.offset_of, values, self.offset_count), dtype=float)
 
-    def _values(self, theta: Column, kind: str) -> dict[str, Any]:
-        values = {}
-        for name, constant in self.constants.items():
-            log = theta[self.index_of[name]]
-            if f"{name}@{kind}" in self.index_of:
-                log = log + theta[self.index_of[f"{name}@{kind}"]]
-            values[name] = constant.value * float(np.exp(log))
-        return values
+    def _values(self, theta: Column, levels: Sequence[str]) -> dict[str, Any]:
+        logs = {
+            name: sum(theta[self.index_of[name + level]] for level in levels if name + level in self.index_of)
+            for name in self.constants
+        }
+        return {name: constant.value * float(np.exp(logs[name])) for name, constant in self.constants.items()}
+
+
+def _levels(row: FitRow) -> tuple[str, str, str]:
+    """What the names of a row's parameters end in: common ones, those of its kind of GPU, and of its host."""
+    return "", f"@{row.gpu.name}", f"#{row.unit}"
+
+
+def _kinds_of(prior: Fit | None) -> set[str]:
+    return set() if prior is None else {name.partition("@")[2] for name in prior.names if "@" in name}
 
 
 def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[Fit, Column]:
@@ -185,14 +206,13 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
     Args:
         engine: Name of the engine that served all rows.
         rows: At least one.
-        prior: What earlier rows said, in place of the priors of the datasheet.
+        prior: What earlier rows said, or others', in place of the priors of the datasheet.
 
     Returns:
         The fit, and what it leaves of the logarithms of each row's joules and seconds, its GPU's offset taken out; NaN
         where arrivals set the time; shape (rows, 2).
     """
     problem = _Problem(engine, rows, prior)
-    count = len(problem.names)
     theta, damping = problem.prior_mean.copy(), DAMPING
     loss = problem.loss(theta)
     for _ in range(ROUNDS):
@@ -210,14 +230,16 @@ def fit(engine: str, rows: Sequence[FitRow], prior: Fit | None = None) -> tuple[
             break
     _, curvature = problem.linear(theta)
     left = np.where(problem.weight > 0, problem.left(theta), np.nan).reshape(2, len(rows)).T
+    lasting = [index for index, name in enumerate(problem.names) if "#" not in name]  # hosts are not asked for again
     fitted = Fit(
         engine=engine,
-        names=problem.names,
-        mean=theta[:count],
-        covariance=np.asarray(np.linalg.inv(curvature)[:count, :count], dtype=float),
+        names=tuple(problem.names[index] for index in lasting),
+        mean=theta[lasting],
+        covariance=np.asarray(np.linalg.inv(curvature)[np.ix_(lasting, lasting)], dtype=float),
         energy_sd=sd_of(left[:, 0], ENERGY_ERROR),
         time_sd=sd_of(left[:, 1], TIME_ERROR),
-        rows=dict(Counter(row.gpu.name for row in rows)),
+        rows=dict(Counter(row.gpu.name for row in rows) + Counter({} if prior is None else prior.rows)),
+        is_of_one_host=problem.is_of_one_host,
     )
     return fitted, left
 
@@ -232,7 +254,7 @@ def fit_row(entry: TableEntry) -> FitRow:
     """An entry of a table as a row of a fit."""
     by = entry.served_by
     return FitRow(
-        work=server_work(shipped_model(by.model), dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs),
+        work=by.work(shipped_model(by.model)),
         gpu=get_gpu(by.gpu),
         server=by.is_api,
         steps=entry.steps,
@@ -277,7 +299,8 @@ def _fit_engines(entries: Mapping[str, TableEntry], prior: Table) -> tuple[dict[
     fits, left = dict(prior.fits), dict[str, Column]()
     for engine in sorted({entry.served_by.engine for entry in entries.values()}):
         own = {identity: entry for identity, entry in entries.items() if entry.served_by.engine == engine}
-        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], prior.fits.get(engine))
+        known = prior.fits.get(engine) or published_fit(engine)
+        fits[engine], errors = fit(engine, [fit_row(entry) for entry in own.values()], known)
         left.update(zip(own, errors, strict=True))
     return fits, left
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from infergy.catalog import Gpu, ModelShape
 from infergy.cost.constants import Column, Fit
 from infergy.cost.rates import Rates, rates_of
 from infergy.cost.step import Pace, Steps, StepSums, added_j, compress, free_s, half_doublings, slowed_j, sums_of
-from infergy.cost.table import ServedBy
-from infergy.cost.work import ServerWork, server_work
+from infergy.cost.table import MeasuredServer, ServedBy
+from infergy.cost.work import ServerWork
 
 PART = 32_768
 """Entries whose energy is computed at once."""
@@ -25,9 +25,10 @@ STRETCHED = 1.05
 """Logged over free seconds from which a step counts as held by the power limit."""
 SHRUNK = 0.99
 """Decode steps over those of the run, for the derivative of their seconds by their number."""
-UNSEEN_GPU_SD, UNSEEN_SERVER_SD = 0.10, 0.06
-"""What energy errs by beside its constants' uncertainty where no row is of the kind of GPU, or of the model, precision
-and GPU count: our own estimates."""
+UNSEEN_GPU_SD, UNSEEN_SERVER_SD, UNSEEN_EXPERTS_SD, UNSEEN_FORMAT_SD, UNSEEN_DOUBLING_SD = 0.10, 0.06, 0.12, 0.08, 0.06
+"""What energy errs by beside its constants' uncertainty where no row is of the kind of GPU; of the model, precision and
+GPU count; where that model has experts; where no row of the engine is in the precision; and for each doubling of GPUs
+beyond those of rows: by our rows, of which each was left out (docs/cost.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Server:
         is_api: Whether an API server hands out each token, rather than a batch interface all at the end.
         errors: Standard deviations of the logarithms of what the fit leaves of energy and of time of its rows; None
             where no row of this model, precision and GPU count on this kind of GPU was fitted.
+        unseen_sd: What energy errs by then, beside its constants' uncertainty (`unseen_sd`).
     """
 
     engine: str
@@ -51,14 +53,43 @@ class Server:
     idle_w: float
     is_api: bool
     errors: tuple[float, float] | None = None
+    unseen_sd: float = UNSEEN_SERVER_SD
 
     @classmethod
     def of(
-        cls, by: ServedBy, shape: ModelShape, gpu: Gpu, idle_w: float, errors: tuple[float, float] | None = None
+        cls, by: ServedBy, shape: ModelShape, gpu: Gpu, idle_w: float, measured: Iterable[MeasuredServer] = ()
     ) -> Server:
-        """The server of a measured cell, or of one that could be."""
-        work = server_work(shape, dtype=by.dtype, gpus=by.gpus, compiled=by.has_graphs)
-        return cls(engine=by.engine, model=by.model, work=work, gpu=gpu, idle_w=idle_w, is_api=by.is_api, errors=errors)
+        """The server of a measured cell, or of one that could be, beside those that were `measured`."""
+        known = {replace(one.served_by, is_api=False): one for one in measured}
+        own = known.get(replace(by, is_api=False))
+        return cls(
+            engine=by.engine,
+            model=by.model,
+            work=by.work(shape),
+            gpu=gpu,
+            idle_w=idle_w,
+            is_api=by.is_api,
+            errors=None if own is None else (own.energy_sd, own.time_sd),
+            unseen_sd=unseen_sd(by, has_experts=shape.experts is not None, measured=known),
+        )
+
+
+def unseen_sd(by: ServedBy, *, has_experts: bool, measured: Iterable[ServedBy]) -> float:
+    """What energy errs by beside its constants' uncertainty, by how far a server is from those that were measured.
+
+    A standard deviation of the logarithm; 0 where the server is one of them.
+    """
+    near = [one for one in measured if one.engine == by.engine]
+    if replace(by, is_api=False) in near:
+        return 0.0
+    parts = [UNSEEN_SERVER_SD]
+    if has_experts and by.model not in {one.model for one in near}:
+        parts.append(UNSEEN_EXPERTS_SD)
+    if by.dtype not in {one.dtype for one in near}:
+        parts.append(UNSEEN_FORMAT_SD)
+    doublings = math.log2(by.gpus / max((one.gpus for one in near), default=1))
+    parts.append(UNSEEN_DOUBLING_SD * max(0.0, doublings))
+    return math.hypot(*parts)
 
 
 class StepCost:
@@ -146,7 +177,7 @@ class StepCost:
     @property
     def unseen_server_variance(self) -> float:
         """Of the logarithm of energy, where no row is of the model, precision and GPU count; else 0."""
-        return 0.0 if self.server.errors is not None else UNSEEN_SERVER_SD**2
+        return 0.0 if self.server.errors is not None else self.server.unseen_sd**2
 
     @property
     def peak_flops(self) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 
 from infergy.cost.compiled import Symbol, compile_formula, least, most
 from infergy.cost.constants import Column
-from infergy.cost.rates import AttentionRates, MatmulRates, PowerRates, Rates
+from infergy.cost.rates import AttentionRates, ExpertRates, MatmulRates, PowerRates, Rates
 
 STRETCH = 32
 """Exponent of the smooth corner between free and power-limited steps."""
@@ -134,13 +134,22 @@ def half_doublings(values: Column) -> Column:
 
 
 def matmul_cost(r: MatmulRates, s: StepSums) -> tuple[Any, Any]:
-    """What memory and what arithmetic of a step's matmuls takes, in the unit of the rates."""
+    """What memory and what arithmetic of a step's matmuls takes, routed experts apart, in the unit of the rates."""
+    tokens = s.decodes + s.prefill_tokens
+    # A CUDA graph computes its padding too; a mixed batch is never smaller than its tokens.
+    return r.weight, r.token * (tokens + _padding(s, tokens)) + r.head * s.sampled
+
+
+def expert_cost(r: ExpertRates, s: StepSums) -> tuple[Any, Any]:
+    """What memory and what arithmetic of a step's routed experts takes, in the unit of the rates."""
+    if not isinstance(r.row, np.ndarray) and r.row == 0:
+        return 0.0, 0.0
     tokens = s.decodes + s.prefill_tokens
     visited = 1.0 - r.miss**tokens
-    # A CUDA graph computes its padding too; a mixed batch is never smaller than its tokens.
-    return r.weight + r.expert * visited + r.lag * visited**0.5, r.token * (
-        tokens + _padding(s, tokens)
-    ) + r.head * s.sampled + r.row * visited
+    rows = r.small + (r.large - r.small) * (tokens > r.few)
+    rows = rows * (visited + (1.0 - visited) * r.padded) + r.rows * tokens
+    rows = rows + s.prefill_tokens / (s.prefills + (s.prefills == 0)) * r.waiting
+    return r.read * visited + r.lag * visited**0.5 + r.gathered * s.decodes, r.row * rows
 
 
 def _padding(s: StepSums, tokens: Any) -> Any:
@@ -162,13 +171,14 @@ def attention_cost(r: AttentionRates, s: StepSums, least: Any = np.minimum) -> t
 
 def added_j(r: Rates, s: StepSums, least: Any = np.minimum) -> Any:
     """Energy of a step beside those of base power."""
-    return sum((*matmul_cost(r.matmul_j, s), *attention_cost(r.attention_j, s, least)))
+    return sum((*matmul_cost(r.matmul_j, s), *expert_cost(r.experts_j, s), *attention_cost(r.attention_j, s, least)))
 
 
 def free_s(r: Rates, s: StepSums, least: Any = np.minimum) -> Any:
     """Seconds of a step, were there no power limit."""
     h = r.host
-    gpu_s = roofline(*matmul_cost(r.matmul_s, s)) + roofline(*attention_cost(r.attention_s, s, least)) + h.launch
+    gpu_s = roofline(*matmul_cost(r.matmul_s, s)) + roofline(*expert_cost(r.experts_s, s))
+    gpu_s = gpu_s + roofline(*attention_cost(r.attention_s, s, least)) + h.launch
     gpu_s = gpu_s + h.exchange * (s.decodes + s.prefill_tokens)
     host_s = h.eager * (s.padded == 0) + h.piecewise * ((s.padded > 0) & (s.prefills > 0))
     host_s = host_s + h.mixed * ((s.prefills > 0) & (s.decodes > 0))

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from infergy.cost.constants import Column, Fit, prior_fit
+from infergy.catalog.shape import ModelShape
+from infergy.cost.constants import Column, Fit, published_fit
+from infergy.cost.work import ExpertKernel, ServerWork, server_work
 from infergy.errors import DataError
 from infergy.files import parse_json, write_file
 from infergy.units import count_of
@@ -70,6 +72,11 @@ class ServedBy:
             is_api=is_api,
             has_graphs=setup.compiled if setup.engine == "transformers" else setup.cuda_graphs is not False,
         )
+
+    def work(self, shape: ModelShape) -> ServerWork:
+        """What its steps are made of."""
+        kernel: ExpertKernel | None = "gathered" if self.engine == "transformers" else None
+        return server_work(shape, dtype=self.dtype, gpus=self.gpus, compiled=self.has_graphs, kernel=kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,8 +198,8 @@ def shipped_table() -> Table:
 
 
 def fit_of(table: Table, engine: str) -> Fit:
-    """The fit of an engine; priors alone where nothing of it was measured."""
-    return table.fits[engine] if engine in table.fits else prior_fit(engine)
+    """The fit of an engine; what others published where nothing of it was measured."""
+    return table.fits[engine] if engine in table.fits else published_fit(engine)
 
 
 def box_of(steps: Any) -> Column:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from infergy.catalog.layers import AttentionShape
 from infergy.catalog.shape import ModelShape, cache_bytes, dtype_bytes
+from infergy.records.engine_setup import FP8, WEIGHT_ONLY
 
+ExpertKernel = Literal["tiled", "fitted", "padded", "gathered"]
+"""How rows of experts are rounded up: to tiles whose size grows with a step's tokens (vLLM's Triton kernels), to tiles
+fitted to an expert's tokens (CUTLASS, TensorRT-LLM, matmul_ogs), or of all experts to tiles of 128 (DeepGEMM).
+Gathered: each decoded token copies the matrices of its experts, then multiplies (transformers)."""
+PLAIN_LAUNCHES, NORM_LAUNCHES, EXPERT_LAUNCHES = 36, 12, 11
+"""Kernels that transformers launches for a layer of Llama; more for norms on queries and keys; more for experts than
+for an MLP: router, softmax, top k, gather, two products, activation, weights, sum."""
 ACTIVATION_BYTES = 2.0
 """A value that GPUs exchange: bfloat16, also where weights are narrower."""
 
@@ -46,18 +55,23 @@ class ExpertWork:
         routed_bytes: Bytes of all of them.
         share: Experts that a token visits, over all experts of a layer.
         experts: Experts of a layer; `layers` with experts.
-        expert_bytes: Bytes of one expert on one GPU.
+        local: Experts on one GPU, `expert_bytes` bytes of one of them.
         row_flops: FLOPs of one row in every expert of all layers.
+        kernel: Of the grouped matmuls (`ExpertKernel`).
         dispatched: Whether experts are divided among GPUs whole (expert parallel), not each over all GPUs.
+        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
     """
 
     routed_bytes: float
     share: float
     experts: float
     layers: float
+    local: float
     expert_bytes: float
     row_flops: float
+    kernel: ExpertKernel
     dispatched: bool = False
+    replicated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +87,8 @@ class ServerWork:
         vocabulary: Entries of a sequence's logits.
         layers: Layers of all kinds.
         experts: None for a dense model.
-        replicated: Whether each GPU does attention for its own requests (data parallel), with weights of its own.
         compiled: Whether kernels of a layer are fused by the compiler; no part of what two servers have in common.
+        launches: Kernels that the host launches for a layer without a CUDA graph, over those of a layer of Llama.
     """
 
     dtype: str
@@ -88,8 +102,8 @@ class ServerWork:
     exchange_bytes: float = 0.0
     vocabulary: int = 0
     experts: ExpertWork | None = None
-    replicated: bool = False
     compiled: bool = field(default=True, compare=False)
+    launches: float = 1.0
 
 
 def server_work(
@@ -100,6 +114,7 @@ def server_work(
     dispatched: bool = False,
     replicated: bool = False,
     compiled: bool = True,
+    kernel: ExpertKernel | None = None,
 ) -> ServerWork:
     """The work of a model served in `dtype` on `gpus` GPUs; the rest as in the classes above.
 
@@ -120,10 +135,16 @@ def server_work(
         vocabulary=shape.vocabulary,
         layers=shape.layers,
         attention=_attention(shape, dtype, 1 if replicated else gpus),
-        experts=_experts(shape, dtype, gpus, dispatched=dispatched),
-        replicated=replicated,
+        experts=_experts(shape, dtype, gpus, dispatched=dispatched, replicated=replicated, kernel=kernel),
         compiled=compiled,
+        launches=_launches(shape),
     )
+
+
+def _launches(shape: ModelShape) -> float:
+    launches = PLAIN_LAUNCHES + (NORM_LAUNCHES if shape.attention.vector_parameters else 0)
+    mixtures = 0.0 if shape.experts is None else shape.experts.layers / shape.layers
+    return (launches + mixtures * EXPERT_LAUNCHES) / PLAIN_LAUNCHES
 
 
 def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
@@ -160,17 +181,25 @@ def _attention(shape: ModelShape, dtype: str, gpus: int) -> AttentionWork:
     )
 
 
-def _experts(shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool) -> ExpertWork | None:
+def _experts(
+    shape: ModelShape, dtype: str, gpus: int, *, dispatched: bool, replicated: bool, kernel: ExpertKernel | None
+) -> ExpertWork | None:
     experts = shape.experts
     if experts is None:
         return None
     matmul = experts.expert_matmul(shape.hidden)
+    usual: ExpertKernel = "fitted" if dtype in (FP8, *WEIGHT_ONLY) else "tiled"
+    if dtype == FP8 and shape.checkpoint.scaled_in_blocks:
+        usual = "padded"
     return ExpertWork(
         routed_bytes=shape.routed_bytes(dtype),
         share=experts.experts_per_token / experts.experts,
         experts=experts.experts,
         layers=experts.layers,
+        local=experts.experts / (gpus if dispatched else 1),
         expert_bytes=matmul * dtype_bytes(dtype) / (1 if dispatched else gpus),
         row_flops=2.0 * matmul * experts.layers * experts.experts,
+        kernel=kernel or usual,
         dispatched=dispatched,
+        replicated=replicated,
     )

@@ -18,7 +18,17 @@ import numpy as np
 
 from infergy.cost.constants import Column
 from infergy.cost.model import StepCost
-from infergy.cost.step import Steps, StepSums, attention_cost, free_s, matmul_cost, roofline, slowed_j, sums_of
+from infergy.cost.step import (
+    Steps,
+    StepSums,
+    attention_cost,
+    expert_cost,
+    free_s,
+    matmul_cost,
+    roofline,
+    slowed_j,
+    sums_of,
+)
 from infergy.cost.table import Table
 from infergy.estimates.estimate import ServerEstimate, TraceFacts, estimate_server, facts_of, sample_of, serve_sample
 from infergy.estimates.servers import OpenServer, ServerSpec, open_server
@@ -139,7 +149,8 @@ def time_parts(cost: StepCost, steps: Steps) -> dict[str, Column]:
     flops, _ = cost.work_of(s)
     arithmetic = flops / cost.peak_flops
     floor = cost.floor_s(steps)
-    kernels = roofline(*matmul_cost(rates.matmul_s, s)) + roofline(*attention_cost(rates.attention_s, s))
+    kernels = roofline(*matmul_cost(rates.matmul_s, s)) + roofline(*expert_cost(rates.experts_s, s))
+    kernels = kernels + roofline(*attention_cost(rates.attention_s, s))
     launches = rates.host.launch + rates.host.exchange * (s.decodes + s.prefill_tokens)
     free = free_s(rates, s)
     return {
@@ -202,17 +213,14 @@ def _by_source(columns: Steps, cost: StepCost, steps: _Steps, idle: Part) -> tup
     s, rates = sums_of(columns), cost.rates
     # Clocks that the power limit slows take less energy for the same work.
     slowed = slowed_j(rates.power, 1.0, np.minimum(free_s(rates, s), columns.step_s), columns.step_s)
-    memory, arithmetic = (slowed * part for part in matmul_cost(rates.matmul_j, s))
+    weights, arithmetic = (slowed * part for part in matmul_cost(rates.matmul_j, s))
     cache, attention = (slowed * part for part in attention_cost(rates.attention_j, s))
-    tokens = s.decodes + s.prefill_tokens
-    visited = 1.0 - rates.matmul_j.miss**tokens if rates.matmul_j.miss else 0.0 * tokens
-    rows = slowed * rates.matmul_j.row * visited
     sources = {
         "base power": rates.power.base_w * columns.step_s,
-        "weights": slowed * rates.matmul_j.weight,
-        "experts": memory - slowed * rates.matmul_j.weight + rows,
+        "weights": weights,
+        "experts": slowed * sum(expert_cost(rates.experts_j, s)),
         "KV cache": cache,
-        "matmul FLOPs": arithmetic - rows,
+        "matmul FLOPs": arithmetic,
         "attention FLOPs": attention,
     }
     if cost.server.work.experts is None:

@@ -126,8 +126,7 @@ def open_server(spec: ServerSpec, table: Table | None = None) -> OpenServer:
     if idle_w is None:
         idle_w = IDLE_SHARE * gpu.tdp_w
         notes = (f"idle power of {gpu.title} was not measured: {IDLE_SHARE:.1%} of TDP is taken", *notes)
-    errors = None if measured is None else (measured.energy_sd, measured.time_sd)
-    server = Server.of(by, shape, gpu, idle_w * by.gpus, errors)
+    server = Server.of(by, shape, gpu, idle_w * by.gpus, table.measured)
     assumed = _assumed_precision(spec, setup, shape, gpu)
     try:
         config = _config(spec, setup, shape, gpu)
