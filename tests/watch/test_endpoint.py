@@ -136,7 +136,7 @@ def test_a_redirect_on_the_same_host_is_followed() -> None:
         (noise, MissingError, "RemoteProtocolError"),
         (nothing, MissingError, "RemoteProtocolError"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_a_server_that_misbehaves_is_an_error(talk: Talk, kind: type[Exception], words: str) -> None:
     timeout_s = 0.5 if talk in (silence, drip) else 20.0
