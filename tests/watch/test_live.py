@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -123,6 +124,34 @@ def test_a_server_that_does_not_answer_is_blank_and_its_energy_goes_on(may_run_o
     assert blank.power_w == pytest.approx(300, rel=0.15)
     # One that was slow goes on; one that was gone may have begun again.
     assert (after.recent.per_output_token is not None) == may_run_on
+
+
+def test_time_without_an_answer_is_not_idle_where_tokens_came() -> None:
+    node = node_of()
+    server = Server(node, running=0.0)
+    watch = watch_of(server)
+    run(watch, node, 20)
+    server.faults = [silent(may_run_on=True)]
+    *_, last = run(watch, node, 2)
+    assert last.recent.idle_share == 0.0
+
+
+def test_tokens_that_are_not_counted_yet_are_bounded_by_those_of_a_time_without_an_answer() -> None:
+    node = node_of()
+    server = Server(node, per_s=1000.0, running=4.0)
+    watch, read = watch_of(server), server.read
+    watch._read_page = lambda: replace(read(), at_end=frozenset({"output_tokens"}))
+    live = watch.refresh()
+    for _ in range(15):
+        node.sleep(0.8)
+        server.faults = [silent(may_run_on=True)]
+        watch.refresh()
+        node.sleep(0.8)
+        live = watch.refresh()
+    energy = live.recent.per_output_token
+    assert energy is not None
+    # Four requests run, each of as many tokens as ended between two answers, 1.8 s: of 12,000 up to 7,000.
+    assert energy.least_j < 0.75 * energy.value_j
 
 
 def test_a_new_series_is_a_gap() -> None:

@@ -65,7 +65,7 @@ class ServerNow:
         models: As its metrics name them.
         running: Requests now; `waiting` in the queue. `kv_share` of the KV cache is in use.
         rates_per_s: Tokens and preemptions per second over the last ten seconds or more.
-        latencies_s: ``ttft_p50``, ``ttft_p99``, ``itl_p50`` and ``itl_p99`` over the last five minutes or less.
+        latencies_s: ``ttft_p50``, ``ttft_p99``, ``itl_p50`` and ``itl_p99`` over the last minute or less.
         mfu: Share of the dense peak by the FLOPs that vLLM itself counts; `bandwidth_share` of memory's by its bytes.
     """
 
@@ -324,11 +324,11 @@ class Watch:
 
 
 def _idle_share(span: Span) -> float | None:
-    """Share of the time between two readings at neither of which a request ran."""
+    """Share of the time between two pages on neither of which a request ran."""
     idle_s = 0.0
-    for first, last in pairwise(span.readings):
+    for first, last in pairwise(span.answered):
         running = [own.page.gauges.get("running") for own in (first, last) if own.page is not None]
-        if not running or None in running:
+        if None in running:
             return None
         idle_s += (last.page_s - first.page_s) * (
             not any(running) and not Span(readings=(first, last)).count("output_tokens")
