@@ -128,7 +128,8 @@ def watch(
         for number in itertools.count(1):
             live = watched.refresh(None if adviser is None else adviser.look(watched.readings, what.words))
             if record is not None and len(watched.readings) > 1:
-                append_line(record, recorded_line([*watched.readings][-2:], live.time_unix_s))
+                *before, first, last = watched.readings
+                append_line(record, recorded_line((first, last), live.time_unix_s, before))
             for use in uses:
                 use(live)
             # A pipe's reader waits for each line.
