@@ -119,7 +119,7 @@ def test_a_server_that_does_not_answer_is_blank_and_its_energy_goes_on(may_run_o
     blank, after = run(watch, node, 2)
     assert blank.server is None
     assert blank.recent.per_output_token is None
-    assert blank.blanks["server"] == blank.blanks["per_output_token"] == "no answer"
+    assert {blank.blanks[name] for name in ("server", "per_output_token", "phases", "idle_share")} == {"no answer"}
     # A tenth of a second after the refresh before it, with edges that may be a tenth of that late.
     assert blank.power_w == pytest.approx(300, rel=0.15)
     # One that was slow goes on; one that was gone may have begun again.
@@ -238,6 +238,14 @@ def test_a_counter_that_stalls_is_blank_and_then_a_gap() -> None:
     assert all(live.recent.per_output_token is None or contains(live, 0.6) for live in shown)
     assert "counter-gap" in shown[-1].flags
     assert shown[-1].recent.per_output_token is not None
+
+
+def test_each_value_that_is_not_known_has_a_reason() -> None:
+    node = node_of()
+    (first,) = run(watch_of(Server(node)), node, 1)
+    assert first.power_w is None
+    assert first.recent.idle_share is None
+    assert {f"gpu {GPU}", "idle_share", "per_token", "phases"} <= first.blanks.keys()
 
 
 def test_a_gpu_that_vanishes_is_blank() -> None:
