@@ -108,3 +108,19 @@ def test_a_file_of_another_kind_is_not_appended_to(url: str, tmp_path: Path) -> 
         CliRunner().invoke(app, ["watch", url, "--simulate", "--record", str(path)], catch_exceptions=False)
     assert caught.value.code == "file-exists"
     assert path.read_text(encoding="utf-8") == "mine\n"
+
+
+@pytest.mark.parametrize("key", ["sk-hush\rX: y", "sk-hushé", " "])
+def test_a_key_that_cannot_stand_in_a_header_is_not_shown(url: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(UsageError) as caught:
+        CliRunner().invoke(app, ["watch", url, "--simulate", "--api-key-env", "MY_KEY"], catch_exceptions=False)
+    assert caught.value.code == "key-missing"
+    assert "hush" not in str(caught.value)
+
+
+def test_space_around_a_key_is_no_part_of_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-hush\n")
+    (line,) = watch(url, "--for", "0.5s", "--json", "--api-key-env", "MY_KEY")
+    assert json.loads(line)["server"] is not None
+    assert "hush" not in line

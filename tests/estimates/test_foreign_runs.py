@@ -123,6 +123,11 @@ CODECARBON = (
         (ml_energy(entire_benchmark_measurement={"time": 1.0, "gpu_energy": {"0": 1e6}}), "results.json", "power"),
         (ml_energy(entire_benchmark_measurement={"time": 1.0}), "results.json", "gpu_energy"),
         (ml_energy(num_gpus=0), "results.json", "num_gpus"),
+        (ml_energy(num_gpus=4), "results.json", "each of its 4 GPUs"),
+        (inference_x(joules_per_output_token=1e9), "agg.json", "tokens of its requests"),
+        (inference_x(joules_per_successful_query=1e-300), "agg.json", "e+"),
+        ("a,b\n1,2,3\n", "wide.csv", "none of"),
+        ("a,b\n", "empty.csv", "no run"),
         ({"model_id": "a", "energy_per_token_joules": 0.1, "avg_output_len": 3}, "gpqa.json", "input tokens"),
         ({"a": 1}, "x.json", "none of"),
     ],
@@ -131,6 +136,13 @@ def test_what_is_missing_is_named(content: Any, name: str, lacks: str, tmp_path:
     with raises("no-rows") as caught:
         import_runs([written(tmp_path, content, name)], shipped_table())
     assert lacks in str(caught.value)
+
+
+def test_a_csv_with_more_fields_than_names(tmp_path: Path) -> None:
+    names, values = zip(*inference_x().items(), strict=True)
+    text = f"{','.join(names)}\n{','.join(map(str, values))},more,and more\n"
+    table, _ = import_runs([written(tmp_path, text, "agg.csv")], shipped_table())
+    assert table.entries
 
 
 def test_a_run_that_lacks_something_leaves_the_others(tmp_path: Path) -> None:
@@ -172,5 +184,7 @@ def test_damaged_files_are_errors_of_data(data: st.DataObject, whole: dict[str, 
 def test_what_is_no_json(tmp_path: Path) -> None:
     with raises("bad-syntax"):
         import_runs([written(tmp_path, "{")], shipped_table())
+    with raises("bad-syntax"):
+        import_runs([written(tmp_path, "a,b\n" + "x" * 200_000, "long.csv")], shipped_table())
     with raises("unknown-format"):
         import_runs([written(tmp_path, "[1]")], shipped_table())

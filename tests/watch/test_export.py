@@ -98,6 +98,13 @@ def test_a_token_is_asked_for(live: Live) -> None:
         ]
 
 
+def test_a_token_may_have_any_letters(live: Live) -> None:
+    with Exporter(":0", "häsh") as exporter:
+        exporter.show(live)
+        sent = "häsh".encode().decode("latin-1")
+        assert [fetch(exporter.url, token)[0] for token in (sent, f"{sent}h")] == [200, 401]
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "example.org:9464"])
 def test_no_address_that_others_reach_without_a_token(address: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -118,11 +119,39 @@ def test_a_server_that_does_not_answer_is_blank_and_its_energy_goes_on(may_run_o
     blank, after = run(watch, node, 2)
     assert blank.server is None
     assert blank.recent.per_output_token is None
-    assert blank.blanks["server"] == blank.blanks["per_output_token"] == "no answer"
+    assert {blank.blanks[name] for name in ("server", "per_output_token", "phases", "idle_share")} == {"no answer"}
     # A tenth of a second after the refresh before it, with edges that may be a tenth of that late.
     assert blank.power_w == pytest.approx(300, rel=0.15)
     # One that was slow goes on; one that was gone may have begun again.
     assert (after.recent.per_output_token is not None) == may_run_on
+
+
+def test_time_without_an_answer_is_not_idle_where_tokens_came() -> None:
+    node = node_of()
+    server = Server(node, running=0.0)
+    watch = watch_of(server)
+    run(watch, node, 20)
+    server.faults = [silent(may_run_on=True)]
+    *_, last = run(watch, node, 2)
+    assert last.recent.idle_share == 0.0
+
+
+def test_tokens_that_are_not_counted_yet_are_bounded_by_those_of_a_time_without_an_answer() -> None:
+    node = node_of()
+    server = Server(node, per_s=1000.0, running=4.0)
+    watch, read = watch_of(server), server.read
+    watch._read_page = lambda: replace(read(), at_end=frozenset({"output_tokens"}))
+    live = watch.refresh()
+    for _ in range(15):
+        node.sleep(0.8)
+        server.faults = [silent(may_run_on=True)]
+        watch.refresh()
+        node.sleep(0.8)
+        live = watch.refresh()
+    energy = live.recent.per_output_token
+    assert energy is not None
+    # Four requests run, each of as many tokens as ended between two answers, 1.8 s: of 12,000 up to 7,000.
+    assert energy.least_j < 0.75 * energy.value_j
 
 
 def test_a_new_series_is_a_gap() -> None:
@@ -209,6 +238,14 @@ def test_a_counter_that_stalls_is_blank_and_then_a_gap() -> None:
     assert all(live.recent.per_output_token is None or contains(live, 0.6) for live in shown)
     assert "counter-gap" in shown[-1].flags
     assert shown[-1].recent.per_output_token is not None
+
+
+def test_each_value_that_is_not_known_has_a_reason() -> None:
+    node = node_of()
+    (first,) = run(watch_of(Server(node)), node, 1)
+    assert first.power_w is None
+    assert first.recent.idle_share is None
+    assert {f"gpu {GPU}", "idle_share", "per_token", "phases"} <= first.blanks.keys()
 
 
 def test_a_gpu_that_vanishes_is_blank() -> None:

@@ -12,7 +12,7 @@ from infergy.estimates.estimate import estimate
 from infergy.watch.record import recorded_line
 from infergy.workload import open_trace
 from infergy.workload.recording import RECORDING_SCHEMA
-from watched import INPUT, OUTPUT, Server, node_of, watch_of
+from watched import INPUT, OUTPUT, Server, node_of, silent, watch_of
 
 pytest.importorskip("prometheus_client")
 
@@ -41,6 +41,26 @@ def test_its_sums_are_those_of_the_server_and_the_counter(recording: Path) -> No
     # Ten seconds are of the gap and of half a second before it.
     assert sum(line["tokens"].get("output_tokens", 0) for line in lines) == pytest.approx(57_500, rel=0.02)
     assert [line["gap"] is not None for line in lines].count(True) == 1
+
+
+@pytest.mark.parametrize(("may_run_on", "seconds"), [(True, 20), (False, 18)])
+def test_what_came_while_the_server_was_slow_is_in_the_next_line(may_run_on: bool, seconds: int) -> None:
+    node = node_of()
+    server, lines = Server(node), []
+    watch = watch_of(server)
+    for second in range(21):
+        node.sleep(max(0.0, second - node.now_s()))
+        server.faults = [silent(may_run_on=may_run_on)] if second == 10 else []
+        watch.refresh()
+        if second:
+            *before, first, last = watch.readings
+            lines.append(json.loads(recorded_line((first, last), 1.8e9 + second, before)))
+    assert sum(line["tokens"].get("output_tokens", 0) for line in lines) == pytest.approx(1000 * seconds, rel=0.02)
+    assert sum(line["lengths"].get("output", {"tokens": 0})["tokens"] for line in lines) == pytest.approx(
+        1000 * seconds, rel=0.03
+    )
+    assert [line["gap"] is not None for line in lines].count(True) == 1 + (not may_run_on)
+    assert sum(sum(line["energy_by_gpu_j"].values()) for line in lines) == pytest.approx(300 * 20, rel=0.02)
 
 
 def test_requests_have_the_lengths_and_the_rate_of_the_server(recording: Path) -> None:

@@ -58,13 +58,14 @@ class ServedSelection:
             UsageError: An option has no meaning here.
             MissingError: There is no such meter, or no GPU.
         """
+        from infergy.engines.server_client import key_of
         from infergy.meters import open_meter
         from infergy.meters.simulated import SteadyMeter
         from infergy.watch.endpoint import Endpoint
         from infergy.watch.live import Watch
         from infergy.watch.phases import Served
 
-        endpoint = closing.enter_context(Endpoint(url, key=_key(self.api_key_env)))
+        endpoint = closing.enter_context(Endpoint(url, key=key_of(self.api_key_env)))
         meter: Meter = SteadyMeter() if self.simulate else open_meter(self.meter, None)
         closing.callback(meter.close)
         names = _choose(meter, self.gpus)
@@ -127,7 +128,8 @@ def watch(
         for number in itertools.count(1):
             live = watched.refresh(None if adviser is None else adviser.look(watched.readings, what.words))
             if record is not None and len(watched.readings) > 1:
-                append_line(record, recorded_line([*watched.readings][-2:], live.time_unix_s))
+                *before, first, last = watched.readings
+                append_line(record, recorded_line((first, last), live.time_unix_s, before))
             for use in uses:
                 use(live)
             # A pipe's reader waits for each line.
@@ -135,14 +137,6 @@ def watch(
             if live.elapsed_s + every_s > end_s:
                 break
             time.sleep(max(0.0, begun_s + number * every_s - time.monotonic()))
-
-
-def _key(variable: str | None) -> str | None:
-    """The key of the server, which stands nowhere else."""
-    if variable is not None and not os.environ.get(variable):
-        message = f"--api-key-env {variable}: the environment has no such variable, or it is empty. Export it"
-        raise UsageError(message, code="key-missing", variable=variable)
-    return None if variable is None else os.environ[variable]
 
 
 def _choose(meter: Meter, wanted: str | None) -> dict[str, str]:

@@ -91,7 +91,7 @@ class ServerEngine:
     def check(self, setup: EngineSetup, decoding: Decoding = GREEDY, arrivals: Arrivals | None = None) -> None:
         """Reject what the OpenAI interface lacks."""
         import_httpx()
-        key_of(self._endpoint)
+        key_of(self._endpoint.key_variable)
         check_no_beams(decoding)
 
     def open(

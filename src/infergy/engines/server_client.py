@@ -85,7 +85,7 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._httpx = import_httpx()
         self._endpoint = endpoint
-        self._key = key_of(endpoint)
+        self._key = key_of(endpoint.key_variable)
         timeout = self._httpx.Timeout(endpoint.timeout_s, pool=None)
         limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=KEPT)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
@@ -180,13 +180,12 @@ class Client:
         return " ".join((text.replace(self._key, "***") if self._key else text).split())[:200]
 
 
-def key_of(endpoint: Endpoint) -> str | None:
-    """The key of a server; None if it needs none.
+def key_of(variable: str | None) -> str | None:
+    """The key of a server in a variable of the environment, without space around it; None if it needs none.
 
     Raises:
         UsageError: The environment lacks it, or it cannot stand in a header.
     """
-    variable = endpoint.key_variable
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

@@ -128,6 +128,9 @@ class MlEnergy(_Read):
             raise MissingFactError("what the prefix cache had of prompts, which were repeated")
         if any(one.error or not one.success for one in self.results):
             raise MissingFactError("answers of requests that failed")
+        counted = len(self.entire_benchmark_measurement.gpu_energy)
+        if counted != self.num_gpus:
+            raise MissingFactError(f"the energy of each of its {self.num_gpus} GPUs alone: it is of {counted}")
         return ForeignRun(
             tool="ML.ENERGY",
             model=self.model_id,
@@ -184,8 +187,10 @@ class InferenceX(_Read):
         query_j = self.joules_per_successful_query
         requests = round(self.total_gpu_energy_j / query_j)
         if not 1 < requests <= MOST_REQUESTS:
-            raise MissingFactError(f"a number of requests that can be meant: {requests}")
+            raise MissingFactError(f"a number of requests that can be meant: {requests:.3g}")
         lengths = round(query_j / self.joules_per_input_token), round(query_j / self.joules_per_output_token)
+        if not all(lengths):
+            raise MissingFactError("input and output tokens of its requests: by its joules per token there are none")
         return ForeignRun(
             tool="InferenceX",
             model=self.model,
@@ -223,7 +228,10 @@ def import_runs(paths: Sequence[Path], prior: Table | None) -> tuple[Table, list
             environments[entry.origin.environment] = environment
             done.append(Imported(file=path.name, run=entry.origin.cell))
     if not entries:
-        reasons = "; ".join(dict.fromkeys(f"{one.file}: it lacks {one.missing}" for one in done)) or "no file"
+        reasons = (
+            "; ".join(dict.fromkeys(f"{one.file}: it lacks {one.missing}" for one in done))
+            or "there is none in these files"
+        )
         raise DataError(f"no run makes an entry: {reasons}", code="no-rows", files=[path.name for path in paths])
     return make_table(entries, environments, prior), done
 
@@ -232,7 +240,11 @@ def _runs_of(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each run of a file in words, and its fields."""
     text = read_text(path, f"Give {FORMATS}")
     if path.suffix == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        try:
+            rows = list(csv.DictReader(text.splitlines(), restkey=""))
+        except csv.Error as error:
+            message = f"{path}: no CSV ({error}). Give {FORMATS}"
+            raise DataError(message, code="bad-syntax", path=str(path), form="CSV") from error
         for number, row in enumerate(rows, 1):
             yield f"line {number + 1}", row
         return

@@ -112,7 +112,7 @@ class Exporter:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode("utf-8", "replace")
+        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode("latin-1", "replace")  # as WSGI has its bytes
         status, body = "200 OK", self._metrics
         if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
             status, body = "401 Unauthorized", b"a token is needed\n"

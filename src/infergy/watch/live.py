@@ -43,6 +43,7 @@ FLAGS = {
     "several-processes": "several processes on {crowded}: their energy cannot be separated",
     "slowed-down": "clocks were lowered by {slowed} (nvidia-smi -q -d PERFORMANCE)",
 }
+NO_TICK = "its energy counter has not ticked since the last refresh, or had a gap"
 TOO_FEW = f"fewer than {FEWEST_S:g} s or {FEWEST_TOKENS} output tokens since the watch began or a gap"
 
 
@@ -65,7 +66,7 @@ class ServerNow:
         models: As its metrics name them.
         running: Requests now; `waiting` in the queue. `kv_share` of the KV cache is in use.
         rates_per_s: Tokens and preemptions per second over the last ten seconds or more.
-        latencies_s: ``ttft_p50``, ``ttft_p99``, ``itl_p50`` and ``itl_p99`` over the last five minutes or less.
+        latencies_s: ``ttft_p50``, ``ttft_p99``, ``itl_p50`` and ``itl_p99`` over the last minute or less.
         mfu: Share of the dense peak by the FLOPs that vLLM itself counts; `bandwidth_share` of memory's by its bytes.
     """
 
@@ -208,6 +209,7 @@ class Watch:
         blanks |= {} if now.page is None else now.page.blanks
         recent = self._recent(now, blanks)
         gpus = self._gpus(last, now)
+        blanks = {f"gpu {gpu.uuid}": NO_TICK for gpu in gpus if gpu.power_w is None} | blanks
         powers_w = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
         return Live(
             time_unix_s=time.time(),
@@ -227,11 +229,15 @@ class Watch:
         counted = enough_of(self.readings, FEWEST_S, FEWEST_TOKENS)
         span = counted or enough_of(self.readings, FEWEST_S)
         energies = {name: self._energy(counted, counters, now, blanks) for name, counters in PER_TOKEN.items()}
-        phases = TOO_FEW if span is None or now.page is None else self._phases(span, now.page)
+        too_few = now.reason or TOO_FEW
+        phases = too_few if span is None or now.page is None else self._phases(span, now.page)
         blanks |= {name: own for name, own in {**energies, "phases": phases}.items() if isinstance(own, str)}
+        idle_share = None if span is None else _idle_share(span)
+        if idle_share is None:
+            blanks["idle_share"] = too_few if span is None else blanks.get("running", "no requests are known")
         return Recent(
             seconds=None if span is None else span.seconds,
-            idle_share=None if span is None else _idle_share(span),
+            idle_share=idle_share,
             phases=None if isinstance(phases, str) else phases,
             **{name: None if isinstance(own, str) else own for name, own in energies.items()},
         )
@@ -324,11 +330,11 @@ class Watch:
 
 
 def _idle_share(span: Span) -> float | None:
-    """Share of the time between two readings at neither of which a request ran."""
+    """Share of the time between two pages on neither of which a request ran."""
     idle_s = 0.0
-    for first, last in pairwise(span.readings):
+    for first, last in pairwise(span.answered):
         running = [own.page.gauges.get("running") for own in (first, last) if own.page is not None]
-        if not running or None in running:
+        if None in running:
             return None
         idle_s += (last.page_s - first.page_s) * (
             not any(running) and not Span(readings=(first, last)).count("output_tokens")

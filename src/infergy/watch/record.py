@@ -12,18 +12,20 @@ from infergy.watch.span import Reading, Span
 from infergy.workload.recording import AXES, RECORDING_SCHEMA
 
 
-def recorded_line(readings: Sequence[Reading], time_unix_s: float) -> str:
+def recorded_line(readings: Sequence[Reading], time_unix_s: float, before: Sequence[Reading] = ()) -> str:
     """What lies between the first and the last of some readings, as `infergy.workload.recording` reads it.
 
-    Over a gap of the server's counters there are no tokens and no lengths; `gap` says that there was one.
+    Over a gap of the server's counters there are no tokens and no lengths; `gap` says that there was one. Where the
+    first has no metrics, tokens and lengths are those since the last of `before` that has.
     """
     first, last = readings[0], readings[-1]
-    is_gap = first.segment != last.segment or first.page is None or last.page is None
-    span = Span(readings=readings)
+    counted = next((own for own in (first, *reversed(before)) if own.page is not None), first)
+    is_gap = counted.segment != last.segment or counted.page is None or last.page is None
+    span = Span(readings=(first if is_gap else counted, last))
     record: dict[str, Any] = {
         "schema": RECORDING_SCHEMA,
         "time_unix_s": round(time_unix_s, 3),
-        "seconds": round(last.page_s - first.page_s, 6),
+        "seconds": round(span.seconds, 6),
         "counter_j": {uuid: tick.counter_j for uuid, tick in last.ticks.items()},
         "energy_by_gpu_j": {
             uuid: tick.energy_j - (first.ticks[uuid].energy_j if uuid in first.ticks else 0.0)

@@ -55,6 +55,11 @@ class Span:
         """From the first to the last metrics."""
         return self.readings[-1].page_s - self.readings[0].page_s
 
+    @property
+    def answered(self) -> Sequence[Reading]:
+        """The readings with metrics: what was counted between two of them is known, whatever lay between."""
+        return [reading for reading in self.readings if reading.page is not None]
+
     def count(self, *names: str) -> float | None:
         """What counters grew by, added up; None where one is not on both pages."""
         first, last = self.readings[0].page, self.readings[-1].page
@@ -115,7 +120,7 @@ class Span:
         if page is None or not page.at_end & set(names):
             # A token of each, and of a prompt that is computed in parts.
             return running + ("input_tokens" in names and (self.percentile("input_lengths", 1.0) or 0.0))
-        return running * max(Span(readings=pair).count(*names) or 0.0 for pair in pairwise(self.readings))
+        return running * max(Span(readings=pair).count(*names) or 0.0 for pair in pairwise(self.answered))
 
 
 def powers_between(first: Reading, last: Reading) -> dict[str, float]:
