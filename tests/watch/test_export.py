@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import re
 import socket
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -163,6 +166,20 @@ def test_a_thousand_malformed_requests(live: Live, capfd: pytest.CaptureFixture[
     assert status == 200
     assert values_of(text)["infergy_server_up", ()] == 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_request_that_drips_is_cut_off(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infergy.watch.export.HEAD_S", 0.5)
+    with Exporter(":0", None) as exporter:
+        exporter.show(live)
+        with socket.create_connection(("127.0.0.1", urlsplit(exporter.url).port), timeout=20) as client:
+            sent = 0
+            with suppress(OSError):
+                while sent < 400:
+                    client.sendall(b"G")
+                    sent += 1
+                    time.sleep(0.05)
+            assert sent < 400
 
 
 def test_the_dashboard_shows_what_is_exported() -> None:

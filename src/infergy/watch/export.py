@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -129,10 +130,20 @@ class _Handler(WSGIRequestHandler):
 
     def handle(self) -> None:
         """Answer one request; a client that leaves in the middle of it is no error."""
+        cut = threading.Timer(HEAD_S, self._cut)
+        cut.daemon = True
+        cut.start()
         try:
             super().handle()
         except (OSError, ValueError):
             self.close_connection = True
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        """End a request that is sent byte by byte: each of them begins the socket's own timeout again."""
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: who asks says nothing that should be kept."""
