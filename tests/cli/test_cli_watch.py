@@ -93,6 +93,8 @@ def test_a_server_that_is_down_is_watched_all_the_same() -> None:
         ["--export", "0.0.0.0:0"],
         ["--record", "/"],
         ["--meter", "zeus-gpu"],
+        ["--model", "nope"],
+        ["--present", "foo"],
     ],
     ids=" ".join,
 )

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("prometheus_client")
 
+from infergy.errors import UsageError
 from infergy.meters import open_meter
 from infergy.meters.ticks import next_tick
 from infergy.testing import check_meter
@@ -77,6 +78,15 @@ def test_counters_by_uuid(page: tuple[str, type[Page]], monkeypatch: pytest.Monk
     with raises("counter-unreadable", uuid="GPU-b"):
         next_tick(meter)
     meter.close()
+
+
+def test_a_token_that_cannot_stand_in_a_header_is_not_shown(
+    page: tuple[str, type[Page]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERGY_EXPORT_TOKEN", "tok-SECRET\nmore")
+    with pytest.raises(UsageError) as raised:
+        open_meter(page[0], None)
+    assert (raised.value.code, "SECRET" in str(raised.value)) == ("key-missing", False)
 
 
 def test_another_number_of_gpus_is_rejected(page: tuple[str, type[Page]]) -> None:

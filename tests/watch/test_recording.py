@@ -11,7 +11,7 @@ from infergy.errors import DataError
 from infergy.estimates.estimate import estimate
 from infergy.watch.record import recorded_line
 from infergy.workload import open_trace
-from infergy.workload.recording import RECORDING_SCHEMA
+from infergy.workload.recording import RECORDING_SCHEMA, draw_recorded
 from watched import INPUT, OUTPUT, Server, node_of, silent, watch_of
 
 pytest.importorskip("prometheus_client")
@@ -119,3 +119,42 @@ def test_impossible_counts_are_left_out(tmp_path: Path, counts: list[object]) ->
     lines = [json.dumps(line | {"lengths": {"input": one, "output": good}}) for one in (good, bad)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert len(open_trace(path).requests()) <= 5
+
+
+def line(**changed: object) -> str:
+    """A line of a recording, of three requests."""
+    axis = {"ends": [[0, 100]], "counts": [3], "tokens": 150}
+    record = {
+        "schema": RECORDING_SCHEMA,
+        "time_unix_s": 1.8e9,
+        "seconds": 1.0,
+        "tokens": {"cached_tokens": 5},
+        "lengths": {"input": axis, "output": axis},
+    }
+    return json.dumps(record | changed)
+
+
+def test_cached_tokens_of_unknown_prompts_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "load.jsonl"
+    path.write_text(line() + "\n", encoding="utf-8")
+    assert open_trace(path).requests().cached_tokens is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"time_unix_s": float("inf")},
+        {"lengths": {axis: {"ends": [[0, 1e300]], "counts": [3], "tokens": 9} for axis in ("input", "output")}},
+    ],
+)
+def test_impossible_times_and_lengths_are_left_out(changed: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "load.jsonl"
+    path.write_text(line() + "\n" + line(**changed) + "\n", encoding="utf-8")
+    assert len(open_trace(path).requests()) == 3
+
+
+def test_sums_that_contradict_their_histograms_are_named(tmp_path: Path) -> None:
+    path, axis = tmp_path / "load.jsonl", {"ends": [[0, 100]], "counts": [3], "tokens": 9000}
+    path.write_text(line(lengths={"input": axis, "output": axis}) + "\n", encoding="utf-8")
+    _, words = draw_recorded(path)
+    assert "contradict" in words

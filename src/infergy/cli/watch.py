@@ -75,6 +75,7 @@ class ServedSelection:
             model=self.model,
             present=self.present,
         )
+        served.check()
         listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
         typer.echo(f"{endpoint.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
         is_theirs = endpoint.is_local or self.gpus is not None or "://" in self.meter

@@ -15,6 +15,7 @@ from infergy.estimates.build import requests_of
 from infergy.estimates.estimate import RunEstimate, estimate_run
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.records import EngineSetup, Measurement, PlannedCell, result_of
+from infergy.records.flags import find_flags
 from infergy.records.latency import Latency, RequestTimes, find_latency
 from infergy.serving.setups import MEASURED, options_of_setup, reject_measured
 from infergy.workload.requests import Requests, join_requests, whole
@@ -196,7 +197,7 @@ def compare(predicted: Replay, rows: Sequence[Measurement]) -> Replay:
         both,
         gpu_uuids=tuple(gpu.uuid for row in rows for gpu in row.environment.gpus),
         simulated=any(row.simulated for row in rows),
-        notes=(*both.notes, *dict.fromkeys(note for row in rows for note in _served_notes(row))),
+        notes=(*both.notes, *dict.fromkeys(note for row in rows for note in _notes_of(row))),
     )
 
 
@@ -225,8 +226,10 @@ def beside(predicted: Replay, result: Timed, *, has_cache: bool) -> Replay:
     )
 
 
-def _served_notes(row: Measurement) -> Iterator[str]:
-    """What the server of a row is not known to be."""
+def _notes_of(row: Measurement) -> Iterator[str]:
+    """What the server of a row is not known to be, and what is doubtful of its counts and latencies."""
+    flags = [flag for flag in find_flags(row, None) if flag.code in ("token-counts", "client")]
+    yield from (f"{flag.reason}: {flag.fix}" for flag in flags)
     facts = row.environment.engine
     if row.is_of_endpoint and facts.get("software") != "vllm":
         yield f"predicted as vLLM; the server says that it is {facts.get('software') or 'nothing that is known'}"

@@ -54,8 +54,11 @@ class ExporterMeter:
         except ImportError as error:
             install = 'pip install "infergy[server]"'
             raise MissingError.package("a meter behind a URL", str(error.name), install) from error
-        token = os.environ.get(TOKEN_VARIABLE)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        if not token.isprintable():
+            message = f"{TOKEN_VARIABLE} is no token: it has control characters. Export the one of watch --export"
+            raise UsageError(message, code="key-missing", option="--meter", variable=TOKEN_VARIABLE)
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         page = base_url("--meter", url).removesuffix(PATH) + PATH
         client = httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
         try:

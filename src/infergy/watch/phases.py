@@ -36,20 +36,32 @@ class Served:
     present: str | None = None
     words: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        """Reject a model, a command or a GPU that is not known, where options name a model or a command.
+
+        Raises:
+            UsageError: One is not known, or they contradict.
+        """
+        if self.model is not None or self.present is not None:
+            self._open(("MODEL",))
+
     def cost(self, models: Sequence[str]) -> StepCost | str:
         """Step costs under vLLM, by the shipped table; or why they are not known."""
+        if self.present is None and len(models) != 1:
+            return f"the metrics name {len(models)} models, and no option says which: --present"
+        try:
+            return self._open(models)
+        except InfergyError as error:
+            return str(error)
+
+    def _open(self, models: Sequence[str]) -> StepCost:
         from infergy.catalog import get_gpu
         from infergy.estimates.servers import open_server
         from infergy.estimates.vllm_command import parse_command
 
-        if self.present is None and len(models) != 1:
-            return f"the metrics name {len(models)} models, and no option says which: --present"
         command = self.present or shlex.join(["vllm", "serve", models[0], "--tensor-parallel-size", str(self.gpus)])
-        try:
-            spec = parse_command(command, gpu=get_gpu(self.gpu).name, model=self.model).spec
-            cost = open_server(spec).cost
-        except InfergyError as error:
-            return str(error)
+        spec = parse_command(command, gpu=get_gpu(self.gpu).name, model=self.model).spec
+        cost = open_server(spec).cost
         self.words = ("--present", command, "-g", spec.gpu, *(() if self.model is None else ("-m", self.model)))
         return cost
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RECORDING_SCHEMA = "infergy.recording/1"
 AXES = {"input": "input_tokens", "output": "output_tokens"}
-MOST_REQUESTS = 5_000_000
+MOST_REQUESTS, LONGEST = 5_000_000, 1e9
 _PEEKED, _HALVINGS = 4096, 60
 
 
@@ -51,9 +51,10 @@ def draw_recorded(path: Path, seed: int = 0) -> tuple[pl.DataFrame, str]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            parts += [] if (drawn := _draw(record, random)) is None else [drawn]
-            for axis in AXES:
-                tokens[axis] += record["lengths"].get(axis, {}).get("tokens", 0.0)
+            if (drawn := _draw(record, random)) is not None:
+                parts.append(drawn)
+                for axis in AXES:
+                    tokens[axis] += record["lengths"][axis]["tokens"]
             hits += record["tokens"].get("cached_tokens", 0.0)
             prompts += record["tokens"].get("input_tokens", 0.0)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -68,12 +69,15 @@ def draw_recorded(path: Path, seed: int = 0) -> tuple[pl.DataFrame, str]:
     arrival_s, *ends = (np.concatenate(column) for column in zip(*parts, strict=True))
     rows = zip(AXES.items(), ends[::2], ends[1::2], strict=True)
     columns = {name: _lengths(low, high, tokens[axis], random) for (axis, name), low, high in rows}
-    if hits:
+    if hits and prompts:
         columns["cached_tokens"] = (columns["input_tokens"] * min(1.0, hits / prompts)).astype(np.int64)
     frame = pl.DataFrame(columns | {"arrival_s": arrival_s - arrival_s.min()}).sort("arrival_s")
     words = (
         f"drawn with seed {seed} from a server's histograms, input and output apart; arrivals are when requests ended"
     )
+    sums = {axis: float(columns[name].sum()) for axis, name in AXES.items()}
+    if wrong := [axis for axis, made in sums.items() if abs(made - tokens[axis]) > 0.02 * tokens[axis] + total]:
+        words += f"; the server's sums of {' and '.join(wrong)} tokens contradict its histograms, which were taken"
     return frame, words + (f"; {count_of(cut, 'line')} cut or damaged" if cut else "")
 
 
@@ -91,6 +95,8 @@ def _draw(record: Mapping[str, Any], random: np.random.Generator) -> list[Column
     columns = [record["time_unix_s"] - record["seconds"] * random.random(requests)]
     for axis, own in counts.items():
         ends = np.repeat(np.array(lengths[axis]["ends"], dtype=float), own, axis=0)
+        if not (np.isfinite(columns[0]).all() and (ends >= 0).all() and (ends <= LONGEST).all()):
+            raise ValueError("no times or lengths")
         columns += [*random.permutation(ends)[:requests].T]
     return columns
 
