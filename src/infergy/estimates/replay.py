@@ -227,7 +227,7 @@ def beside(predicted: Replay, result: Timed, *, has_cache: bool) -> Replay:
 
 
 def _notes_of(row: Measurement) -> Iterator[str]:
-    """What the server of a row is not known to be, and what is doubtful of its counts and latencies."""
+    """What the server of a row is not known to be, and which of its counts and latencies may be wrong."""
     flags = [flag for flag in find_flags(row, None) if flag.code in ("token-counts", "client")]
     yield from (f"{flag.reason}: {flag.fix}" for flag in flags)
     facts = row.environment.engine
