@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -326,7 +327,7 @@ def test_a_changed_configuration_is_a_shape_or_an_error_that_says_why(data: st.D
         part = config
         for key in way[:-1]:
             part = part[key]
-        part[way[-1]] = data.draw(st.sampled_from(ODD))
+        part[way[-1]] = deepcopy(data.draw(st.sampled_from(ODD)))
     with suppress(InfergyError):
         shape = read_shape(config, name=name)
         assert 0 < shape.active_parameters <= shape.parameters
