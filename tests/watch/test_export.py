@@ -18,7 +18,8 @@ from infergy.cli import app
 from infergy.errors import UsageError
 from infergy.estimates.servers import ServerSpec, open_server
 from infergy.meters import open_meter
-from infergy.watch.export import TOKEN, Exporter, metrics_of
+from infergy.meters.exporter import TOKEN_VARIABLE
+from infergy.watch.export import Exporter, metrics_of
 from infergy.watch.live import Live
 from watched import Server, node_of, run, silent, watch_of
 
@@ -113,7 +114,7 @@ def test_no_address_that_others_reach_without_a_token(address: str) -> None:
     with pytest.raises(UsageError) as caught:
         Exporter(address, None)
     assert caught.value.code == "token-missing"
-    assert caught.value.fields["variable"] == TOKEN
+    assert caught.value.fields["variable"] == TOKEN_VARIABLE
 
 
 @pytest.mark.parametrize("address", ["9464", ":", ":port", ":99999", ":-1", "127.0.0.1"])

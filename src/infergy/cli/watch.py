@@ -61,11 +61,11 @@ class ServedSelection:
         from infergy.engines.server_client import key_of
         from infergy.meters import open_meter
         from infergy.meters.simulated import SteadyMeter
-        from infergy.watch.endpoint import Endpoint
         from infergy.watch.live import Watch
+        from infergy.watch.page_reader import PageReader
         from infergy.watch.phases import Served
 
-        endpoint = closing.enter_context(Endpoint(url, key=key_of(self.api_key_env)))
+        pages = closing.enter_context(PageReader(url, key=key_of(self.api_key_env)))
         meter: Meter = SteadyMeter() if self.simulate else open_meter(self.meter, None)
         closing.callback(meter.close)
         names = _choose(meter, self.gpus)
@@ -77,10 +77,10 @@ class ServedSelection:
         )
         served.check()
         listed = ", ".join(f"{uuid} ({name})" for uuid, name in names.items())
-        typer.echo(f"{endpoint.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
-        is_theirs = endpoint.is_local or self.gpus is not None or "://" in self.meter
-        elsewhere = None if is_theirs else f"{endpoint.place} is on another machine. {ELSEWHERE}"
-        return Watch(meter, tuple(names), endpoint.read, cost=served.cost, elsewhere=elsewhere), served
+        typer.echo(f"{pages.place} on {listed}{'' if self.gpus else ', all that are visible: --gpus'}", err=True)
+        is_theirs = pages.is_local or self.gpus is not None or "://" in self.meter
+        elsewhere = None if is_theirs else f"{pages.place} is on another machine. {ELSEWHERE}"
+        return Watch(meter, tuple(names), pages.read, cost=served.cost, elsewhere=elsewhere), served
 
 
 @with_options
@@ -101,8 +101,9 @@ def watch(
 
     Example: infergy watch http://localhost:8000 --record load.jsonl
     """
+    from infergy.meters.exporter import TOKEN_VARIABLE
     from infergy.watch.advise import Adviser
-    from infergy.watch.export import TOKEN, Exporter
+    from infergy.watch.export import Exporter
     from infergy.watch.otel import Sender
     from infergy.watch.record import recorded_line
     from infergy.workload.recording import RECORDING_SCHEMA
@@ -119,7 +120,7 @@ def watch(
         watched, what = served.open(url, closing)
         uses: list[Callable[[Live], None]] = [_screen(closing, as_json=as_json)]
         if export is not None:
-            exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN)))
+            exporter = closing.enter_context(Exporter(export, os.environ.get(TOKEN_VARIABLE)))
             typer.echo(f"metrics: {exporter.url}", err=True)
             uses.append(exporter.show)
         if otlp is not None:

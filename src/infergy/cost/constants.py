@@ -15,7 +15,6 @@ Column = NDArray[np.float64]
 
 KERNELS = "power and time of H200 and B200 kernels in AIConfigurator's tables (vLLM 0.22; Apache-2.0)"
 TILES = "half of the 16 to 128 rows of a tile of vLLM's grouped matmuls"
-CHUNKS = "VLLM_MOE_DP_CHUNK_SIZE: a GPU's exchange is padded to 256 tokens; as many rows an expert is our guess"
 MEMORY = "1.05e-10 to 1.35e-10 on H100, H200 and B200 alike, whatever their TDP: our rows, and ML.ENERGY's"
 VOLTAGE = "energy of a switch grows with the voltage squared, which falls with the clock; H200 replays (docs/replay.md)"
 OURS = "our own estimate; its sd says how little it is trusted"

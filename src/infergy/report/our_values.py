@@ -21,7 +21,7 @@ from infergy.units import count_of, format_number, format_percent
 
 ENERGY, LATENCY = "energy", "latency"
 REVERSED = "reversed"
-LEAST, MOST, MEAN = "least", "most", "mean"
+MOST, MEAN = "most", "mean"
 PREFILL_FLAT_TO, PREFILL_LONG_FROM = 128, 512
 """Input tokens up to which the study finds the energy of prefill constant, and from which it surely grows."""
 

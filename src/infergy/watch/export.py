@@ -13,12 +13,12 @@ from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from infergy.errors import UsageError
+from infergy.meters.exporter import METRIC, NAME_LABEL, PATH, TOKEN_VARIABLE, UUID_LABEL
 from infergy.watch.live import Live
 from infergy.watch.span import EnergyPerToken
 
-TOKEN = "INFERGY_EXPORT_TOKEN"
 EXPECTED = "an address as :9464, 0.0.0.0:9464 or [::1]:9464"
-GPU_LABELS, HELP = ("gpu", "name"), "docs/watch.md"
+GPU_LABELS, HELP = (UUID_LABEL, NAME_LABEL), "docs/watch.md"
 HEAD_S = 5.0
 """For a request to be sent; one that drips is cut off."""
 MOST_AT_ONCE = 16
@@ -39,7 +39,7 @@ def metrics_of(live: Live) -> bytes:
 def _families(live: Live) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    energy = CounterMetricFamily("infergy_gpu_energy_joules", HELP, labels=GPU_LABELS)
+    energy = CounterMetricFamily(METRIC, HELP, labels=GPU_LABELS)
     power = GaugeMetricFamily("infergy_gpu_power_watts", HELP, labels=GPU_LABELS)
     for gpu in live.gpus:
         energy.add_metric([gpu.uuid, gpu.name], gpu.energy_j)
@@ -89,16 +89,16 @@ class Exporter:
         host, port = _parse(address)
         if not token and not _is_loopback(host):
             message = (
-                f"--export {address} can be reached from other machines: set a token in {TOKEN}, or export :{port}"
+                f"--export {address} can be reached from elsewhere: set a token in {TOKEN_VARIABLE}, or export :{port}"
             )
-            raise UsageError(message, code="token-missing", option="--export", value=address, variable=TOKEN)
+            raise UsageError(message, code="token-missing", option="--export", value=address, variable=TOKEN_VARIABLE)
         self._token, self._metrics = (token or "").encode(), b""
         try:
             self._server = _Server(host, port, self._answer)
         except (OSError, OverflowError) as error:
             expected = f"{EXPECTED} that is free ({getattr(error, 'strerror', None) or error})"
             raise UsageError.bad_value("--export", address, expected) from error
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}/metrics"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}{PATH}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def show(self, live: Live) -> None:
@@ -117,7 +117,7 @@ class Exporter:
         status, body = "200 OK", self._metrics
         if self._token and not hmac.compare_digest(given, b"Bearer " + self._token):
             status, body = "401 Unauthorized", b"a token is needed\n"
-        elif environ.get("PATH_INFO") != "/metrics":
+        elif environ.get("PATH_INFO") != PATH:
             status, body = "404 Not Found", b"the metrics are at /metrics\n"
         elif environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             status, body = "405 Method Not Allowed", b"GET alone\n"

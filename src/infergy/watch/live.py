@@ -26,7 +26,7 @@ WATCH_SCHEMA = "infergy.watch/1"
 LATENCIES_S = 60.0
 """Percentiles of latencies are of the last minute."""
 KEPT_S = 300.0
-"""How far back percentiles reach, and a span may that needs tokens."""
+"""How far back a span may reach that needs tokens."""
 FLOOR_SHARE = 0.8
 """Of the roofline's floor: it is of fitted energies and mean lengths, and one H200 drew 8 % less than those fitted."""
 STATES_S = 10.0

@@ -18,8 +18,8 @@ OLLAMA = (
 )
 
 
-class Endpoint:
-    """A server's page of metrics.
+class PageReader:
+    """Reads a server's page of metrics.
 
     Args:
         url: Of the server, ``http://localhost:8000``, or of its page.

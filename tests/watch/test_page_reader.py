@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infergy.errors import DataError, MissingError, UsageError
-from infergy.watch.endpoint import MOST_BYTES, Endpoint
+from infergy.watch.page_reader import MOST_BYTES, PageReader
 
 pytest.importorskip("httpx")
 pytest.importorskip("prometheus_client")
@@ -100,9 +100,9 @@ def test_the_page_is_found(path: str) -> None:
         assert asked.startswith(b"GET /metrics HTTP/1.1")
         answer(PAGE)(connection, asked)
 
-    with server(talk) as url, Endpoint(url + path) as endpoint:
-        assert endpoint.is_local
-        assert [endpoint.read().server for _ in range(3)] == ["vLLM"] * 3
+    with server(talk) as url, PageReader(url + path) as pages:
+        assert pages.is_local
+        assert [pages.read().server for _ in range(3)] == ["vLLM"] * 3
 
 
 def test_a_redirect_on_the_same_host_is_followed() -> None:
@@ -110,8 +110,8 @@ def test_a_redirect_on_the_same_host_is_followed() -> None:
         is_there = asked.startswith(b"GET /metrics/ ")
         (answer(PAGE) if is_there else answer(b"", "307 Temporary Redirect", "Location: /metrics/"))(connection, asked)
 
-    with server(talk) as url, Endpoint(url) as endpoint:
-        assert endpoint.read().server == "vLLM"
+    with server(talk) as url, PageReader(url) as pages:
+        assert pages.read().server == "vLLM"
 
 
 @pytest.mark.parametrize(
@@ -140,17 +140,17 @@ def test_a_redirect_on_the_same_host_is_followed() -> None:
 )
 def test_a_server_that_misbehaves_is_an_error(talk: Talk, kind: type[Exception], words: str) -> None:
     timeout_s = 0.5 if talk in (silence, drip) else 20.0
-    with server(talk) as url, Endpoint(url, timeout_s=timeout_s) as endpoint:
+    with server(talk) as url, PageReader(url, timeout_s=timeout_s) as pages:
         for _ in range(2):
             with pytest.raises(kind, match=words):
-                endpoint.read()
+                pages.read()
 
 
 def test_no_server_at_all() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with Endpoint(f"127.0.0.1:{port}") as endpoint, pytest.raises(MissingError) as caught:
-        endpoint.read()
+    with PageReader(f"127.0.0.1:{port}") as pages, pytest.raises(MissingError) as caught:
+        pages.read()
     assert caught.value.code == "server-unreachable"
     assert not caught.value.fields["may_run_on"]
 
@@ -162,8 +162,8 @@ def test_the_token_is_sent_and_never_shown() -> None:
         seen.append(asked)
         answer(b"no", "403 Forbidden")(connection, asked)
 
-    with server(talk) as url, Endpoint(url, key="hush") as endpoint, pytest.raises(DataError) as caught:
-        endpoint.read()
+    with server(talk) as url, PageReader(url, key="hush") as pages, pytest.raises(DataError) as caught:
+        pages.read()
     assert b"authorization: bearer hush" in seen[0].lower()
     assert "hush" not in str(caught.value) + str(caught.value.fields)
 
@@ -171,10 +171,10 @@ def test_the_token_is_sent_and_never_shown() -> None:
 @pytest.mark.parametrize("url", ["", "ftp://localhost/metrics", "http://", "http://[::1", "http://localhost:99999999"])
 def test_what_is_no_url_is_rejected(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Endpoint(url)
+        PageReader(url)
     assert caught.value.code == "bad-value"
 
 
 def test_another_machine_is_not_this_one() -> None:
-    with Endpoint("http://203.0.113.7:8000") as endpoint:
-        assert not endpoint.is_local
+    with PageReader("http://203.0.113.7:8000") as pages:
+        assert not pages.is_local
